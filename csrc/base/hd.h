@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// Scalar numeric primitives shared by the reference kernels and the CUDA kernels.
+//
+// Everything here is a pure function of its arguments' bits: IEEE single precision, round to
+// nearest even, explicit fma only, no libm. LT_HD functions have internal linkage on the host,
+// because an inline function emitted from an AVX-512 file could otherwise be picked by the linker
+// for baseline code (see HACKING.md, "No weak symbols").
+#pragma once
+#include <stdint.h>
+
+#if defined(__CUDACC__)
+#define LT_HD __host__ __device__ __forceinline__
+#else
+#define LT_HD static inline __attribute__((always_inline, unused))
+#endif
+
+namespace lowtide {
+
+LT_HD uint32_t float_bits(float x) {
+  uint32_t u;
+  __builtin_memcpy(&u, &x, 4);
+  return u;
+}
+
+LT_HD float bits_float(uint32_t u) {
+  float x;
+  __builtin_memcpy(&x, &u, 4);
+  return x;
+}
+
+LT_HD float fma_rn(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rn(a, b, c);
+#else
+  return __builtin_fmaf(a, b, c);
+#endif
+}
+
+LT_HD float sqrt_rn(float a) {
+#if defined(__CUDA_ARCH__)
+  return __fsqrt_rn(a);
+#else
+  return __builtin_sqrtf(a);
+#endif
+}
+
+LT_HD float div_rn(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fdiv_rn(a, b);
+#else
+  return a / b;
+#endif
+}
+
+// Nearest int32, ties to even; |x| must be below 2^31 (clamp first: targets differ outside).
+LT_HD int32_t to_int_rne(float x) {
+#if defined(__CUDA_ARCH__)
+  return __float2int_rn(x);
+#else
+  return static_cast<int32_t>(__builtin_rintf(x));
+#endif
+}
+
+LT_HD bool is_finite(float x) { return (float_bits(x) & 0x7f800000u) != 0x7f800000u; }
+LT_HD float abs_f(float x) { return bits_float(float_bits(x) & 0x7fffffffu); }
+
+LT_HD float bf16_to_float(uint16_t h) { return bits_float(static_cast<uint32_t>(h) << 16); }
+
+// Round to nearest even; NaN stays NaN (quiet, payload truncated).
+LT_HD uint16_t float_to_bf16(float x) {
+  const uint32_t u = float_bits(x);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((u >> 16) | 0x40u);
+  return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+// Stochastic rounding: r16 in [0, 65536). Unbiased in the magnitude of the 16 dropped bits.
+LT_HD uint16_t float_to_bf16_sr(float x, uint32_t r16) {
+  const uint32_t u = float_bits(x);
+  if ((u & 0x7f800000u) == 0x7f800000u) return float_to_bf16(x);
+  return static_cast<uint16_t>((u + r16) >> 16);
+}
+
+}  // namespace lowtide

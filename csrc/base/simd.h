@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+// The vectors that the *_simd.cc files are written in: GCC vector extensions of the ISA's native
+// width (wider ones are lowered badly by gcc 12) plus the few operations they lack. Included only
+// by files compiled once per ISA; everything has internal linkage so that no code built for a wide
+// ISA can be merged into baseline code.
+//
+// kLanes is 16 (AVX-512), 8 (AVX2) or 4 (baseline x86-64, NEON). Kernels walk rows of 16 elements
+// in steps of kLanes, so every ISA does the same arithmetic on the same element.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "base/hd.h"
+
+#if defined(__AVX512F__)
+#define LT_LANES 16
+#elif defined(__AVX2__)
+#define LT_LANES 8
+#else
+#define LT_LANES 4
+#endif
+
+namespace lowtide {
+namespace {
+
+#define LT_SIMD static inline __attribute__((always_inline, unused))
+
+constexpr int kLanes = LT_LANES;
+
+typedef float vf32 __attribute__((vector_size(4 * LT_LANES)));
+typedef int32_t vi32 __attribute__((vector_size(4 * LT_LANES)));
+typedef uint32_t vu32 __attribute__((vector_size(4 * LT_LANES)));
+typedef uint16_t vu16 __attribute__((vector_size(2 * LT_LANES)));
+typedef uint8_t vu8 __attribute__((vector_size(LT_LANES)));
+typedef int8_t vi8 __attribute__((vector_size(LT_LANES)));
+typedef double vf64 __attribute__((vector_size(8 * LT_LANES)));
+typedef int64_t vi64 __attribute__((vector_size(8 * LT_LANES)));
+typedef uint64_t vu64 __attribute__((vector_size(8 * LT_LANES)));
+
+template <class V, class T>
+LT_SIMD V load(const T* p) {
+  static_assert(sizeof(V) == sizeof(T) * kLanes);
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class V, class T>
+LT_SIMD void store(T* p, V v) {
+  static_assert(sizeof(V) == sizeof(T) * kLanes);
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+LT_SIMD vf32 splat(float x) { return x - vf32{}; }
+LT_SIMD vi32 splat_i(int32_t x) { return x - vi32{}; }
+LT_SIMD vu32 splat_u(uint32_t x) { return x - vu32{}; }
+
+LT_SIMD vu32 as_u(vf32 x) { return (vu32)x; }
+LT_SIMD vf32 as_f(vu32 x) { return (vf32)x; }
+LT_SIMD vi32 as_i(vu32 x) { return (vi32)x; }
+
+LT_SIMD vu32 iota() {
+  vu32 v;
+  for (int i = 0; i < kLanes; ++i) v[i] = static_cast<uint32_t>(i);
+  return v;
+}
+
+LT_SIMD vf32 to_float(vi32 x) { return __builtin_convertvector(x, vf32); }
+
+// Nearest, ties to even; |x| < 2^31.
+LT_SIMD vi32 to_int_rne(vf32 x) {
+#if defined(__AVX512F__)
+  return (vi32)_mm512_cvtps_epi32((__m512)x);
+#elif defined(__AVX2__)
+  return (vi32)_mm256_cvtps_epi32((__m256)x);
+#elif defined(__x86_64__)
+  return (vi32)_mm_cvtps_epi32((__m128)x);
+#elif defined(__aarch64__)
+  return (vi32)vcvtnq_s32_f32((float32x4_t)x);
+#endif
+}
+
+LT_SIMD vf32 sqrt_rn(vf32 x) {
+#if defined(__AVX512F__)
+  return (vf32)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+  return (vf32)_mm256_sqrt_ps((__m256)x);
+#elif defined(__x86_64__)
+  return (vf32)_mm_sqrt_ps((__m128)x);
+#elif defined(__aarch64__)
+  return (vf32)vsqrtq_f32((float32x4_t)x);
+#endif
+}
+
+// a*b+c with one rounding on every target. Without FMA hardware: the product is exact in double;
+// rounding the sum to odd makes the second rounding, to float, the only one that counts.
+LT_SIMD vf32 fma_rn(vf32 a, vf32 b, vf32 c) {
+#if defined(__AVX512F__)
+  return (vf32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (vf32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (vf32)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  const vf64 p = __builtin_convertvector(a, vf64) * __builtin_convertvector(b, vf64);
+  const vf64 d = __builtin_convertvector(c, vf64);
+  const vf64 s = p + d;
+  const vf64 t = s - p;
+  const vf64 e = (p - (s - t)) + (d - t);
+  vi64 bits = (vi64)s;
+  const vi64 up = (vi64)((e > 0.0) == (s > 0.0));  // the error points away from zero
+  const vi64 inexact_even = (vi64)((e > 0.0) | (e < 0.0)) & (vi64)((bits & 1) == 0);
+  bits += inexact_even & ((up & 1) - (~up & 1));
+  return __builtin_convertvector((vf64)bits, vf32);
+#endif
+}
+
+LT_SIMD vf32 abs_f(vf32 x) { return as_f(as_u(x) & 0x7fffffffu); }
+// As `a < b ? b : a`: on NaN in `a` or `b` the result is `a` on every target.
+LT_SIMD vf32 max_f(vf32 a, vf32 b) { return a < b ? b : a; }
+LT_SIMD vf32 min_f(vf32 a, vf32 b) { return b < a ? b : a; }
+LT_SIMD vi32 max_i(vi32 a, vi32 b) { return a < b ? b : a; }
+LT_SIMD vi32 min_i(vi32 a, vi32 b) { return b < a ? b : a; }
+
+LT_SIMD bool any(vi32 mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps((__m256)mask) != 0;
+#elif defined(__x86_64__)
+  return _mm_movemask_ps((__m128)mask) != 0;
+#elif defined(__aarch64__)
+  return vmaxvq_u32((uint32x4_t)mask) != 0;
+#endif
+}
+
+// 32x32 -> 64 bit products.
+LT_SIMD void mul_hi_lo(vu32 a, uint32_t m, vu32& hi, vu32& lo) {
+#if defined(__AVX512F__)
+  const __m512i mm = _mm512_set1_epi32(static_cast<int>(m));
+  const __m512i even = _mm512_mul_epu32((__m512i)a, mm);
+  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)a, 32), mm);
+  hi = (vu32)_mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xAAAA, odd);
+  lo = (vu32)_mm512_mask_mov_epi32(even, 0xAAAA, _mm512_slli_epi64(odd, 32));
+#elif defined(__AVX2__)
+  const __m256i mm = _mm256_set1_epi32(static_cast<int>(m));
+  const __m256i even = _mm256_mul_epu32((__m256i)a, mm);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)a, 32), mm);
+  hi = (vu32)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+  lo = (vu32)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+#else
+  const vu64 p = __builtin_convertvector(a, vu64) * static_cast<uint64_t>(m);
+  hi = __builtin_convertvector(p >> 32, vu32);
+  lo = a * m;
+#endif
+}
+
+// bf16 bits <-> float.
+LT_SIMD vf32 bf16_to_float(vu16 h) { return as_f(__builtin_convertvector(h, vu32) << 16); }
+LT_SIMD vu16 float_to_bf16(vf32 x) {
+  const vu32 u = as_u(x);
+  const vu32 rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const vu32 nan = (u >> 16) | 0x40u;
+  const vu32 r = (u & 0x7fffffffu) > splat_u(0x7f800000u) ? nan : rounded;
+  return __builtin_convertvector(r, vu16);
+}
+
+}  // namespace
+}  // namespace lowtide

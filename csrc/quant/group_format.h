@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// The storage format of group-quantized matrices, one element at a time. A matrix of `rows` x `cols` is cut
+// along each row into groups of `group` columns; the last group of a row may be short. Codes are unsigned:
+//   value = (code - zero) * scale
+// symmetric: zero is the constant 2^(bits-1), codes 1 .. 2^bits-1; asymmetric: one uint8 zero a group,
+// always a code, so that 0.0 is exact in every group.
+//
+// INT8: one byte a code, row-major. INT4: blocks of 32 codes in 16 bytes; byte j of a block holds code j in
+// its low nibble and code 16 + j in its high one, so that 16 lanes unpack with a mask or a shift and no
+// shuffle. A short last block of t codes takes min(t, 16) bytes. Rows start at byte boundaries.
+#pragma once
+#include "base/hd.h"
+
+namespace lowtide::quant {
+
+enum class Scheme : int { symmetric = 0, asymmetric = 1 };
+enum class Rounding : int { nearest = 0, stochastic = 1 };
+
+struct GroupShape {
+  int64_t rows = 0, cols = 0;
+  int64_t group = 256;  // a multiple of 32
+  int bits = 8;         // 8 or 4
+};
+
+LT_HD int64_t groups_per_row(const GroupShape& s) { return (s.cols + s.group - 1) / s.group; }
+LT_HD int64_t int4_bytes(int64_t cols) {
+  const int64_t tail = cols % 32;
+  return cols / 32 * 16 + (tail < 16 ? tail : 16);
+}
+LT_HD int64_t row_bytes(const GroupShape& s) { return s.bits == 8 ? s.cols : int4_bytes(s.cols); }
+LT_HD int max_code(int bits) { return (1 << bits) - 1; }
+LT_HD int symmetric_zero(int bits) { return 1 << (bits - 1); }
+
+// Code of column `col` in a row that starts at `row`.
+LT_HD int get_code(const uint8_t* row, int64_t col, int bits) {
+  if (bits == 8) return row[col];
+  const int byte = row[col / 32 * 16 + col % 16];
+  return (col % 32) < 16 ? (byte & 15) : (byte >> 4);
+}
+
+// Not atomic: one writer a byte. The high nibble of a fresh byte must be written after the low one.
+LT_HD void put_code(uint8_t* row, int64_t col, int bits, int code) {
+  if (bits == 8) {
+    row[col] = static_cast<uint8_t>(code);
+    return;
+  }
+  uint8_t* byte = row + col / 32 * 16 + col % 16;
+  if ((col % 32) < 16)
+    *byte = static_cast<uint8_t>(code);
+  else
+    *byte = static_cast<uint8_t>((*byte & 15) | (code << 4));
+}
+
+LT_HD float decode(int code, int zero, float scale) {
+  return static_cast<float>(code - zero) * scale;
+}
+
+}  // namespace lowtide::quant

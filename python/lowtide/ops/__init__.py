@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch custom ops (``torch.ops.lowtide.*``): fake kernels and thin wrappers.
+
+The wrappers do what a stable-ABI kernel cannot: they bump the version counters of mutated tensors, so that
+autograd notices an in-place change, and refuse to change a leaf that requires grad. One module per family;
+each op has a schema and CPU kernel in ``csrc/torch/<family>_ops.cc``.
+"""
+
+from __future__ import annotations
+
+from lowtide.errors import LowtideImportError
+
+try:
+    import torch
+except ImportError as error:
+    raise LowtideImportError("lowtide.ops needs torch: pip install 'torch>=2.10'") from error
+try:
+    from lowtide import _ops  # noqa: F401  (registers the ops)
+except ImportError as error:
+    raise LowtideImportError(
+        "this build of lowtide has no torch ops: reinstall a wheel that carries them, or build from source with "
+        f"LOWTIDE_TORCH=1 pip install . ({error})"
+    ) from error
+
+from lowtide import _core
+
+torch.ops.lowtide._set_isa(_core.active_isa_id())
+
+from lowtide.ops.random import random_add_, random_add_list_, random_dot, random_sample  # noqa: E402
+
+__all__ = ["random_add_", "random_add_list_", "random_dot", "random_sample"]

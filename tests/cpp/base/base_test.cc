@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cmath>
+#include <thread>
+#include <vector>
+
+#include "base/error.h"
+#include "base/fpenv.h"
+#include "base/hd.h"
+#include "base/reduce.h"
+#include "testing.h"
+
+namespace lowtide {
+namespace {
+
+TEST(Isa, ForcedOneIsTheOneThatRuns) {
+  for (Isa isa : available_isas()) {
+    testing::IsaGuard guard(isa);
+    EXPECT_EQ(active_isa(), isa);
+    EXPECT_EQ(parse_isa(isa_name(isa)), isa);
+  }
+}
+
+TEST(Isa, UnknownAndUnavailableAreRefused) {
+  EXPECT_THROW(parse_isa("sse9"), Error);
+#if defined(__x86_64__)
+  EXPECT_THROW(set_isa(Isa::neon), Error);
+#else
+  EXPECT_THROW(set_isa(Isa::avx2), Error);
+#endif
+}
+
+TEST(Parallel, CoversEachIndexOnce) {
+  for (int threads : {1, 2, 3, 7}) {
+    set_num_threads(threads);
+    for (int64_t n : {0, 1, 2, 100, 1001}) {
+      std::vector<std::atomic<int>> hits(static_cast<size_t>(n));
+      parallel_for(n, 3, [&](int64_t b, int64_t e) {
+        for (int64_t i = b; i < e; ++i) hits[static_cast<size_t>(i)]++;
+      });
+      for (auto& h : hits) EXPECT_EQ(h.load(), 1);
+    }
+  }
+  EXPECT_THROW(set_num_threads(0), Error);
+}
+
+TEST(Parallel, NestedAndConcurrentCallersFinish) {
+  set_num_threads(3);
+  std::atomic<int64_t> sum{0};
+  auto body = [&] {
+    for (int r = 0; r < 50; ++r)
+      parallel_for(64, 1, [&](int64_t b, int64_t e) {
+        parallel_for(e - b, 1, [&](int64_t x, int64_t y) { sum += y - x; });
+      });
+  };
+  std::thread other(body);
+  body();
+  other.join();
+  EXPECT_EQ(sum.load(), 2 * 50 * 64);
+}
+
+#if !defined(__SANITIZE_THREAD__)
+TEST(Parallel, WorksInAForkedChild) {
+  set_num_threads(3);
+  auto run = [] {
+    std::atomic<int64_t> sum{0};
+    parallel_for(1000, 1, [&](int64_t b, int64_t e) { sum += e - b; });
+    return sum.load();
+  };
+  ASSERT_EQ(run(), 1000);
+  const pid_t pid = fork();
+  if (pid == 0) {
+    alarm(10);  // a deadlock ends the child with SIGALRM
+    _exit(run() == 1000 ? 0 : 1);
+  }
+  int status = -1;
+  waitpid(pid, &status, 0);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+#endif
+
+#if defined(__x86_64__)
+// Out of line, so that the product is computed when and where it is asked for.
+__attribute__((noinline)) float halve(volatile float* x) { return *x * 0.5f; }
+
+TEST(FpEnv, FlushToZeroOfTheHostIsPinnedAndRestored) {
+  const unsigned host = _mm_getcsr() | 0x8040;  // FTZ | DAZ
+  volatile float tiny = 0x1p-140f;
+  _mm_setcsr(host);
+  float inside = 0;
+  parallel_for(1, 1, [&](int64_t, int64_t) { inside = halve(&tiny); });
+  const float outside = halve(&tiny);
+  const unsigned after = _mm_getcsr();
+  _mm_setcsr(0x1f80);
+  EXPECT_EQ(after & ~0x3fu, host & ~0x3fu);
+  EXPECT_EQ(inside, 0x1p-141f);
+  EXPECT_EQ(outside, 0.0f);
+}
+#endif
+
+TEST(Numeric, Bf16RoundsToNearestEvenAndKeepsNaN) {
+  EXPECT_EQ(float_to_bf16(1.0f), 0x3f80);
+  EXPECT_EQ(float_to_bf16(bits_float(0x3f808000u)), 0x3f80);  // tie to even
+  EXPECT_EQ(float_to_bf16(bits_float(0x3f818000u)), 0x3f82);
+  EXPECT_EQ(float_to_bf16(bits_float(0x7f800001u)) & 0x7fc0, 0x7fc0);
+  EXPECT_EQ(float_to_bf16(3.4e38f), 0x7f80);
+  EXPECT_EQ(bf16_to_float(0x8000), -0.0f);
+}
+
+TEST(Reduce, TreeSumIsIndependentOfThreads) {
+  uint64_t first = 0;
+  for (int threads : {1, 2, 3}) {
+    set_num_threads(threads);
+    const double s =
+        reduce_blocks(1001, [](int64_t b) { return 1.0 / (1.0 + static_cast<double>(b)); });
+    const uint64_t d = testing::digest(&s, sizeof s);
+    if (threads == 1) first = d;
+    EXPECT_EQ(d, first);
+    EXPECT_NEAR(s, 7.486469860, 1e-8);
+  }
+}
+
+}  // namespace
+}  // namespace lowtide
