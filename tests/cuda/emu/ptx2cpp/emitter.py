@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from . import lint
 from .errors import PtxError
 from .syntax import Entry, Module, Statement, Variable
-from .types import C_TYPE, storage
+from .ptx_types import C_TYPE, storage
 
 SPECIAL = {
     f"%{ptx}.{d}": f"machine.{cpp}.{d}"
@@ -72,7 +72,11 @@ class Emitter:
         self._place_shared([v for v in entry.body.variables if v.space == "shared"])
         # Module-level shared variables belong to the kernels that name them.
         text = " ".join(s.text for s in entry.body.statements)
-        outer = [v for v in module.variables if v.space == "shared" and re.search(rf"(?<![\w$%]){re.escape(v.name)}(?![\w$])", text)]
+        outer = [
+            v
+            for v in module.variables
+            if v.space == "shared" and re.search(rf"(?<![\w$%]){re.escape(v.name)}(?![\w$])", text)
+        ]
         self._place_shared([v for v in outer if v.size])
         for v in outer:
             if not v.size:
@@ -174,9 +178,15 @@ class Emitter:
         registers: dict[str, list[str]] = {}
         for name in sorted(self.used):
             registers.setdefault(storage(self.entry.body.registers[name]), []).append(f"r_{name} = 0")
-        out = [f"const Site kSites{index}[] = {{", *[f"    {s}," for s in self.sites or ['{"", "", 0, 0}']], "};"]
+        out = [
+            f"const Site kSites{index}[] = {{",
+            *[f"    {s}," for s in self.sites or ['{"", "", 0, 0}']],
+            "};",
+        ]
         ranges = self.shared_ranges or [(0, 0)]
-        out.append(f"const Range kShared{index}[] = {{" + ", ".join(f"{{{a}, {b}}}" for a, b in ranges) + "};")
+        out.append(
+            f"const Range kShared{index}[] = {{" + ", ".join(f"{{{a}, {b}}}" for a, b in ranges) + "};"
+        )
         out.append(f"void Kernel{index}([[maybe_unused]] void** args) {{")
         out.append(f"  [[maybe_unused]] const Site* const kSites = kSites{index};")
         out += [f"  alignas({max(v.align, 16)}) unsigned char v_{v.name}[{v.size}];" for v in self.locals]

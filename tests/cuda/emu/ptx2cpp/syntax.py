@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from os.path import basename
 
 from .errors import PtxError
-from .types import bits
+from .ptx_types import bits
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ _VARIABLE = re.compile(
     rf"(?P<name>{_NAME})\s*(?:\[(?P<count>\d*)\])?(?:\s*=\s*(?P<init>.*))?",
     re.S,
 )
-_ENTRY = re.compile(r"(?:\.(?:visible|weak)\s+)?\.entry\s+(?P<name>[\w$]+)\s*\((?P<params>[^)]*)\)(?P<rules>[^{;]*)")
+_ENTRY = re.compile(
+    r"(?:\.(?:visible|weak)\s+)?\.entry\s+(?P<name>[\w$]+)\s*\((?P<params>[^)]*)\)(?P<rules>[^{;]*)"
+)
 
 
 def parse_variable(text: str) -> Variable:
@@ -72,7 +74,9 @@ def parse_variable(text: str) -> Variable:
         raise PtxError(f"declaration not understood: {text.strip()[:120]}")
     width = bits(m["type"]) // 8
     count = 1 if m["count"] is None else int(m["count"] or 0)
-    return Variable(m["space"], m["name"], int(m["align"] or width), width * count, _initial_bytes(m["init"], width))
+    return Variable(
+        m["space"], m["name"], int(m["align"] or width), width * count, _initial_bytes(m["init"], width)
+    )
 
 
 def _initial_bytes(text: str | None, width: int) -> tuple[int, ...]:
@@ -137,9 +141,13 @@ def parse(text: str) -> Module:
             pos = m.end()
         elif re.compile(r"(?:\.\w+\s+)*\.func\b").match(text, pos):
             name = re.search(r"(\w+)\s*\(", text[pos + 5 :])
-            raise PtxError(f"device function {name[1] if name else '?'} is not inlined: mark it __forceinline__")
+            raise PtxError(
+                f"device function {name[1] if name else '?'} is not inlined: mark it __forceinline__"
+            )
         else:
-            raise PtxError(f"line {text.count(chr(10), 0, pos) + 1}: not understood: {text[pos : pos + 80]!r}")
+            raise PtxError(
+                f"line {text.count(chr(10), 0, pos) + 1}: not understood: {text[pos : pos + 80]!r}"
+            )
     for entry in module.entries:  # files may be declared after their use
         entry.body.statements = [_with_file(s, module.files) for s in entry.body.statements]
     return module

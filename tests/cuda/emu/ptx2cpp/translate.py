@@ -21,7 +21,12 @@ def translate_module(text: str) -> tuple[str, list[str]]:
     module = parse(text)
     if not module.entries:
         return "", ["no kernel in this file"]
-    out = ["// Generated from PTX by ptx2cpp.", '#include "ptx.h"', "namespace {", "using namespace lt_emu;"]
+    out = [
+        "// Generated from PTX by ptx2cpp.",
+        '#include "ptx.h"',
+        "namespace {",
+        "using namespace lowtide::emu;",
+    ]
     out += _module_variables(module)
     errors: list[str] = []
     table = []
@@ -36,7 +41,9 @@ def translate_module(text: str) -> tuple[str, list[str]]:
             f"kShared{i}, {len(e.shared_ranges)}, kVariables, kVariableCount}},"
         )
     out += ["const Kernel kKernels[] = {", *table, "};"]
-    out.append("[[maybe_unused]] const bool registered = (RegisterKernels(kKernels, sizeof kKernels / sizeof kKernels[0]), true);")
+    out.append(
+        "[[maybe_unused]] const bool registered = (RegisterKernels(kKernels, sizeof kKernels / sizeof kKernels[0]), true);"
+    )
     out.append("}  // namespace")
     return "\n".join(out) + "\n", errors
 
@@ -46,7 +53,9 @@ def _module_variables(module: Module) -> list[str]:
     out = []
     for v in variables:
         data = ", ".join(map(str, v.data))
-        out.append(f"[[maybe_unused]] alignas({max(v.align, 16)}) unsigned char v_{v.name}[{v.size}] = {{{data}}};")
+        out.append(
+            f"[[maybe_unused]] alignas({max(v.align, 16)}) unsigned char v_{v.name}[{v.size}] = {{{data}}};"
+        )
     ranges = ", ".join(f"{{reinterpret_cast<uint64_t>(v_{v.name}), {v.size}}}" for v in variables) or "{0, 0}"
     out.append(f"const Range kVariables[] = {{{ranges}}};")
     out.append(f"constexpr unsigned kVariableCount = {len(variables)};")

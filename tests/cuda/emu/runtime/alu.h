@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Arithmetic, logic and comparison instructions, as the PTX ISA (9.7.1 to 9.7.6) defines them.
-// Registers hold bits; the type is the instruction's. Single-precision NaN results are the canonical 0x7fffffff, as on
-// NVIDIA hardware, so a kernel that lets a NaN reach its output does not compare equal to x86 by luck.
+// Registers hold bits; the type is the instruction's. Single-precision NaN results are the
+// canonical 0x7fffffff, as on NVIDIA hardware, so a kernel that lets a NaN reach its output does
+// not compare equal to x86 by luck.
 #pragma once
 
 #include <algorithm>
@@ -14,11 +15,12 @@
 
 #include "machine.h"
 
-namespace lt_emu {
+namespace lowtide::emu {
 
 template <size_t bytes>
 using UintOf = std::conditional_t<
-    bytes == 1, uint8_t, std::conditional_t<bytes == 2, uint16_t, std::conditional_t<bytes == 4, uint32_t, uint64_t>>>;
+    bytes == 1, uint8_t,
+    std::conditional_t<bytes == 2, uint16_t, std::conditional_t<bytes == 4, uint32_t, uint64_t>>>;
 
 // Register bits (or an integer literal) as a value of type T.
 template <class T, class S>
@@ -30,7 +32,8 @@ constexpr T As(S bits) {
   }
 }
 
-// A value as register bits: signed values sign-extend into a wider register, all others zero-extend.
+// A value as register bits: signed values sign-extend into a wider register, all others
+// zero-extend.
 template <class R, class T>
 constexpr R Reg(T v) {
   if constexpr (std::is_floating_point_v<T>) {
@@ -49,7 +52,8 @@ constexpr T CanonicalNaN(T v) {
   }
 }
 
-// ---- floating point: round to nearest even only -----------------------------------------------------------------
+// ---- floating point: round to nearest even only
+// -----------------------------------------------------------------
 template <std::floating_point T>
 T Add(T a, T b) {
   return CanonicalNaN(a + b);
@@ -107,7 +111,8 @@ T CopySign(T sign, T magnitude) {  // PTX operand order: the sign of the first o
   return std::copysign(magnitude, sign);
 }
 
-// ---- integers: wrap around; T is unsigned wherever the sign does not change the result --------------------------
+// ---- integers: wrap around; T is unsigned wherever the sign does not change the result
+// --------------------------
 template <std::unsigned_integral T>
 T Add(T a, T b) {
   return static_cast<T>(static_cast<uint64_t>(a) + b);
@@ -216,7 +221,9 @@ T BitFieldExtract(T a, uint32_t position, uint32_t length) {
   const bool negative = std::is_signed_v<T> && (static_cast<uint64_t>(a) >> top & 1) != 0;
   uint64_t r = 0;
   for (uint32_t i = 0; i < kBits; ++i) {
-    const bool bit = i < length && position + i < kBits ? (static_cast<uint64_t>(a) >> (position + i) & 1) != 0 : negative;
+    const bool bit = i < length && position + i < kBits
+                         ? (static_cast<uint64_t>(a) >> (position + i) & 1) != 0
+                         : negative;
     r |= static_cast<uint64_t>(bit) << i;
   }
   return static_cast<T>(r);
@@ -239,8 +246,10 @@ T ReverseBits(T a) {
   return r;
 }
 template <std::integral T>
-uint32_t FindTopBit(T a, bool as_shift) {  // bfind: the most significant bit that differs from the sign
-  uint64_t v = static_cast<uint64_t>(static_cast<UintOf<sizeof(T)>>(std::is_signed_v<T> && a < 0 ? ~a : a));
+uint32_t FindTopBit(T a,
+                    bool as_shift) {  // bfind: the most significant bit that differs from the sign
+  uint64_t v =
+      static_cast<uint64_t>(static_cast<UintOf<sizeof(T)>>(std::is_signed_v<T> && a < 0 ? ~a : a));
   if (v == 0) return 0xffffffffu;
   const uint32_t top = 63u - static_cast<uint32_t>(std::countl_zero(v));
   return as_shift ? 8 * sizeof(T) - 1 - top : top;
@@ -250,15 +259,17 @@ template <class A, class B>
 uint32_t Dp4a(uint32_t a, uint32_t b, uint32_t c) {
   int64_t sum = 0;
   for (int i = 0; i < 4; ++i) {
-    sum += static_cast<int64_t>(static_cast<A>(a >> (8 * i))) * static_cast<int64_t>(static_cast<B>(b >> (8 * i)));
+    sum += static_cast<int64_t>(static_cast<A>(a >> (8 * i))) *
+           static_cast<int64_t>(static_cast<B>(b >> (8 * i)));
   }
   return c + static_cast<uint32_t>(sum);
 }
 
-// ---- comparisons ---------------------------------------------------------------------------------------------
+// ---- comparisons
+// ---------------------------------------------------------------------------------------------
 template <class T>
 bool Unordered(T a, T b) {
   return a != a || b != b;
 }
 
-}  // namespace lt_emu
+}  // namespace lowtide::emu

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// atom and red on integers, relaxed. Floating-point atomics are refused by the translator: their order is not fixed.
+// atom and red on integers, relaxed. Floating-point atomics are refused by the translator: their
+// order is not fixed.
 #pragma once
 
 #include "alu.h"
 
-namespace lt_emu {
+namespace lowtide::emu {
 
 template <class T, class F>
 T AtomicUpdate(T* p, F next) {
   T seen = __atomic_load_n(p, __ATOMIC_RELAXED);
-  while (!__atomic_compare_exchange_n(p, &seen, next(seen), false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  while (!__atomic_compare_exchange_n(p, &seen, next(seen), false, __ATOMIC_RELAXED,
+                                      __ATOMIC_RELAXED)) {
   }
   return seen;
 }
@@ -54,4 +56,4 @@ T AtomicCas(T* p, T compare, T v) {
   return AtomicUpdate(p, [=](T o) { return o == compare ? v : o; });
 }
 
-}  // namespace lt_emu
+}  // namespace lowtide::emu

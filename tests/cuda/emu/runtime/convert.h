@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// cvt: conversions between integer and floating types (PTX ISA 9.7.9.21), and 16-bit floats done in integers.
+// cvt: conversions between integer and floating types (PTX ISA 9.7.9.21), and 16-bit floats done in
+// integers.
 #pragma once
 
 #include "alu.h"
 
-namespace lt_emu {
+namespace lowtide::emu {
 
 enum class Round { kNearest, kZero, kDown, kUp };
 
@@ -22,7 +23,8 @@ T RoundToIntegral(T v, Round mode) {
   }
 }
 
-// Out of range saturates. NaN gives 0, or only the top bit set where the source is f64 or the result has 64 bits.
+// Out of range saturates. NaN gives 0, or only the top bit set where the source is f64 or the
+// result has 64 bits.
 template <std::integral I, std::floating_point T>
 I ToInteger(T v, Round mode) {
   using Limits = std::numeric_limits<I>;
@@ -45,7 +47,9 @@ D Saturate(S v) {
   return static_cast<D>(v);
 }
 
-inline float Saturate01(float v) { return v != v ? 0.0f : v < 0.0f ? 0.0f : v > 1.0f ? 1.0f : v + 0.0f; }
+inline float Saturate01(float v) {
+  return v != v ? 0.0f : v < 0.0f ? 0.0f : v > 1.0f ? 1.0f : v + 0.0f;
+}
 
 inline float FromBF16(uint16_t h) { return As<float>(static_cast<uint32_t>(h) << 16); }
 
@@ -68,7 +72,8 @@ inline uint16_t ToF16(float f) {
   const uint32_t u = Reg<uint32_t>(f);
   const uint32_t sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffffu;
   if (f != f) return 0x7fff;
-  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00);  // rounds to 2^16 or above
+  if (magnitude >= 0x477ff000u)
+    return static_cast<uint16_t>(sign | 0x7c00);  // rounds to 2^16 or above
   if (magnitude < 0x38800000u) {
     // Subnormal half: one addition aligns and rounds (ties to even) at 2^-24.
     const float aligned = As<float>(magnitude) + 0.5f;
@@ -78,7 +83,11 @@ inline uint16_t ToF16(float f) {
   return static_cast<uint16_t>(sign | ((rounded >> 13) - (112u << 10)));
 }
 
-inline uint32_t PackBF16(float high, float low) { return static_cast<uint32_t>(ToBF16(high)) << 16 | ToBF16(low); }
-inline uint32_t PackF16(float high, float low) { return static_cast<uint32_t>(ToF16(high)) << 16 | ToF16(low); }
+inline uint32_t PackBF16(float high, float low) {
+  return static_cast<uint32_t>(ToBF16(high)) << 16 | ToBF16(low);
+}
+inline uint32_t PackF16(float high, float low) {
+  return static_cast<uint32_t>(ToF16(high)) << 16 | ToF16(low);
+}
 
-}  // namespace lt_emu
+}  // namespace lowtide::emu

@@ -8,8 +8,9 @@
 
 #include "sanitizers.h"
 
-// Our own context switch: a dozen instructions, no signal-mask system call, and (unlike swapcontext and longjmp)
-// no interceptor of a sanitizer in between. Elsewhere swapcontext does, at a tenth of the speed.
+// Our own context switch: a dozen instructions, no signal-mask system call, and (unlike swapcontext
+// and longjmp) no interceptor of a sanitizer in between. Elsewhere swapcontext does, at a tenth of
+// the speed.
 #if defined(__x86_64__) && !defined(LT_EMU_UCONTEXT)
 #define LT_EMU_ASM_SWITCH 1
 extern "C" void lt_emu_switch(void** save, void* load);
@@ -35,7 +36,7 @@ lt_emu_switch:
 )");
 #endif
 
-namespace lt_emu {
+namespace lowtide::emu {
 namespace {
 
 struct Scheduler {
@@ -53,8 +54,8 @@ void (*fiber_body)() = nullptr;
 }  // namespace
 
 Fiber::Fiber() {
-  stack_ = static_cast<char*>(
-      mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  stack_ = static_cast<char*>(mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   if (stack_ == MAP_FAILED || mprotect(stack_, 4096, PROT_NONE) != 0) {
     std::perror("emu: cannot map the stack of a CUDA thread");
     std::abort();
@@ -135,4 +136,4 @@ void Fiber::Yield() {
 #endif
 }
 
-}  // namespace lt_emu
+}  // namespace lowtide::emu

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A fiber: one CUDA thread's stack and registers. All fibers share one OS thread; control passes only at
-// SwitchTo (scheduler to fiber) and Yield (fiber to scheduler), so a run is deterministic.
+// A fiber: one CUDA thread's stack and registers. All fibers share one OS thread; control passes
+// only at SwitchTo (scheduler to fiber) and Yield (fiber to scheduler), so a run is deterministic.
 #pragma once
 
 #include <ucontext.h>
@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace lt_emu {
+namespace lowtide::emu {
 
 class Fiber {
  public:
@@ -18,13 +18,15 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // Scheduler side. The first switch starts `Body()` on the fiber; a body never returns, it yields for ever.
+  // Scheduler side. The first switch starts `Body()` on the fiber; a body never returns, it yields
+  // for ever.
   void SwitchTo();
   bool OwnsAddress(uint64_t address, size_t bytes) const;
 
-  static void Yield();                       // fiber side: back to the scheduler
-  static void SetBody(void (*body)());       // what every fiber runs
-  static void EnterScheduler();              // remembers the OS thread the scheduler runs on; call once per launch
+  static void Yield();                  // fiber side: back to the scheduler
+  static void SetBody(void (*body)());  // what every fiber runs
+  static void
+  EnterScheduler();  // remembers the OS thread the scheduler runs on; call once per launch
 
  private:
   static void Trampoline();
@@ -36,4 +38,4 @@ class Fiber {
   bool started_ = false;
 };
 
-}  // namespace lt_emu
+}  // namespace lowtide::emu

@@ -12,7 +12,7 @@
 #include "profile.h"
 #include "sanitizers.h"
 
-namespace lt_emu {
+namespace lowtide::emu {
 
 Machine machine;
 
@@ -24,8 +24,8 @@ Order thread_order = Order::kForward;
 uint64_t order_seed = 1;
 
 Thread threads[kMaxThreads];
-// Two sets of fibers, used by alternate blocks: the race detector then has no accidental order between
-// neighbouring blocks of a launch, which CUDA does not order either.
+// Two sets of fibers, used by alternate blocks: the race detector then has no accidental order
+// between neighbouring blocks of a launch, which CUDA does not order either.
 Fiber* fibers[2][kMaxThreads];
 
 char launch_begin_token, launch_end_token;
@@ -76,12 +76,14 @@ void ReleaseBarrier() {  // nobody can run: a complete block barrier, or an erro
   for (unsigned i = 0; i < machine.block_threads; ++i) {
     const Thread& t = machine.threads[i];
     if (t.done) continue;
-    if (t.wait == Wait::kWarp) Fail("warp intrinsic: lanes named in the mask never arrive", t.site, &t);
+    if (t.wait == Wait::kWarp)
+      Fail("warp intrinsic: lanes named in the mask never arrive", t.site, &t);
     waiting = &t;
   }
   for (unsigned i = 0; i < machine.block_threads; ++i) {
     const Thread& t = machine.threads[i];
-    if (t.done) Fail("__syncthreads is not reached by a thread that has exited", waiting->site, waiting);
+    if (t.done)
+      Fail("__syncthreads is not reached by a thread that has exited", waiting->site, waiting);
     if (t.site != waiting->site) Fail("threads wait at different __syncthreads", t.site, &t);
     votes += t.predicate;
   }
@@ -159,16 +161,15 @@ void Launch(const Kernel& kernel, const LaunchShape& shape, void** args) {
   }
   Fiber::EnterScheduler();
   HappensBefore(&launch_begin_token);
+  QuietWrites quiet;  // the scheduler's own writes, also those hidden in memset and free
   const uint64_t blocks = static_cast<uint64_t>(shape.grid.x) * shape.grid.y * shape.grid.z;
   for (uint64_t k = 0; k < blocks; ++k) {
     const uint64_t b = BlockAt(k, blocks);
-    machine.block_index = {static_cast<unsigned>(b % shape.grid.x), static_cast<unsigned>(b / shape.grid.x % shape.grid.y),
+    machine.block_index = {static_cast<unsigned>(b % shape.grid.x),
+                           static_cast<unsigned>(b / shape.grid.x % shape.grid.y),
                            static_cast<unsigned>(b / shape.grid.x / shape.grid.y)};
-    {
-      QuietWrites quiet;
-      machine.shared = AllocatePoisoned(machine.shared_bytes);
-      machine.tokens = static_cast<char*>(std::malloc(8 + 8 * (kMaxThreads / 32)));
-    }
+    machine.shared = AllocatePoisoned(machine.shared_bytes);
+    machine.tokens = static_cast<char*>(std::malloc(8 + 8 * (kMaxThreads / 32)));
 #if defined(LT_EMU_TSAN)
     Fiber** set = fibers[k & 1];
 #else
@@ -176,13 +177,13 @@ void Launch(const Kernel& kernel, const LaunchShape& shape, void** args) {
 #endif
     for (unsigned i = 0; i < n; ++i) {
       threads[i] = Thread{};
-      threads[i].id = {i % shape.block.x, i / shape.block.x % shape.block.y, i / (shape.block.x * shape.block.y)};
+      threads[i].id = {i % shape.block.x, i / shape.block.x % shape.block.y,
+                       i / (shape.block.x * shape.block.y)};
       threads[i].linear = i;
       threads[i].fiber = set[i];
     }
     RunBlock(order_seed * 0x9E3779B97F4A7C15ull + b);
     if (profile_enabled) ProfileEndBlock();
-    QuietWrites quiet;
     std::free(machine.shared);
     std::free(machine.tokens);
   }
@@ -196,8 +197,9 @@ void Fail(const char* what, const Site* site, const Thread* thread) {
   std::fprintf(stderr, "emu: %s", what);
   if (machine.kernel != nullptr) std::fprintf(stderr, " in %s", machine.kernel->name);
   if (thread != nullptr) {
-    std::fprintf(stderr, ", block (%u,%u,%u) thread (%u,%u,%u)", machine.block_index.x, machine.block_index.y,
-                 machine.block_index.z, thread->id.x, thread->id.y, thread->id.z);
+    std::fprintf(stderr, ", block (%u,%u,%u) thread (%u,%u,%u)", machine.block_index.x,
+                 machine.block_index.y, machine.block_index.z, thread->id.x, thread->id.y,
+                 thread->id.z);
   }
   if (site != nullptr) {
     if (site->file[0] != '\0') std::fprintf(stderr, ", %s:%d", site->file, site->line);
@@ -220,4 +222,4 @@ const Kernel* FindKernel(const char* name, int arch) {
   return found;
 }
 
-}  // namespace lt_emu
+}  // namespace lowtide::emu

@@ -11,7 +11,7 @@
 #include "profile.h"
 #include "sanitizers.h"
 
-namespace lt_emu {
+namespace lowtide::emu {
 
 bool check_global_addresses = true;
 
@@ -34,7 +34,8 @@ void Protect(int protection) {
 
 bool InRanges(const Range* ranges, unsigned count, uint64_t address, unsigned bytes) {
   for (unsigned i = 0; i < count; ++i) {
-    if (address >= ranges[i].begin && address - ranges[i].begin + bytes <= ranges[i].bytes) return true;
+    if (address >= ranges[i].begin && address - ranges[i].begin + bytes <= ranges[i].bytes)
+      return true;
   }
   return false;
 }
@@ -47,7 +48,8 @@ bool InShared(uint64_t offset, unsigned bytes) {
 
 bool InGlobal(uint64_t address, unsigned bytes) {
   if (!check_global_addresses || DeviceMemory::Contains(address, bytes)) return true;
-  return InRanges(machine.kernel->module_variables, machine.kernel->module_variable_count, address, bytes);
+  return InRanges(machine.kernel->module_variables, machine.kernel->module_variable_count, address,
+                  bytes);
 }
 
 bool InWindow(uint64_t address) {
@@ -67,7 +69,8 @@ DeviceMemory::Open::~Open() {
 
 void* DeviceMemory::Allocate(size_t bytes) {
   if (arena == nullptr) {
-    void* p = mmap(nullptr, kArenaBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* p =
+        mmap(nullptr, kArenaBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) return nullptr;
     arena = arena_end = static_cast<char*>(p);
   }
@@ -127,21 +130,25 @@ char* CheckedAddress(Space space, uint64_t address, unsigned bytes, const Site& 
       if (!InGlobal(address, bytes)) Fail("global access outside device allocations", &site);
       break;
     case Space::kConst:
-      if (!InRanges(machine.kernel->module_variables, machine.kernel->module_variable_count, address, bytes)) {
+      if (!InRanges(machine.kernel->module_variables, machine.kernel->module_variable_count,
+                    address, bytes)) {
         Fail("constant access outside its variable", &site);
       }
       break;
     case Space::kLocal:
-      if (!machine.current->fiber->OwnsAddress(address, bytes)) Fail("local access outside the stack", &site);
+      if (!machine.current->fiber->OwnsAddress(address, bytes))
+        Fail("local access outside the stack", &site);
       break;
     case Space::kParam:
-      break;  // the address of a parameter, which the translator let through only for whole parameters
+      break;  // the address of a parameter, which the translator let through only for whole
+              // parameters
     case Space::kGeneric:
       if (InWindow(address)) {
         if (!InShared(address - reinterpret_cast<uint64_t>(machine.shared), bytes)) {
           Fail("shared access outside its variable", &site);
         }
-      } else if (!machine.current->fiber->OwnsAddress(address, bytes) && !InGlobal(address, bytes)) {
+      } else if (!machine.current->fiber->OwnsAddress(address, bytes) &&
+                 !InGlobal(address, bytes)) {
         Fail("generic access outside device allocations", &site);
       }
       break;
@@ -150,4 +157,4 @@ char* CheckedAddress(Space space, uint64_t address, unsigned bytes, const Site& 
   return space == Space::kShared ? machine.shared + address : reinterpret_cast<char*>(address);
 }
 
-}  // namespace lt_emu
+}  // namespace lowtide::emu

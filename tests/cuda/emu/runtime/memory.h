@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Memory as kernels see it: checked access to global, shared, local, constant and parameter space.
 //
-// Device memory is one arena of address space. Host code cannot touch it (it is PROT_NONE outside the runtime's own
-// calls and launches); kernels can touch live allocations only. Freed addresses are never handed out again.
+// Device memory is one arena of address space. Host code cannot touch it (it is PROT_NONE outside
+// the runtime's own calls and launches); kernels can touch live allocations only. Freed addresses
+// are never handed out again.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +11,7 @@
 
 #include "machine.h"
 
-namespace lt_emu {
+namespace lowtide::emu {
 
 class DeviceMemory {
  public:
@@ -54,4 +55,4 @@ inline T Param(void** args, int index, unsigned offset) {
   return v;
 }
 
-}  // namespace lt_emu
+}  // namespace lowtide::emu

@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-namespace lt_emu {
+namespace lowtide::emu {
 
 bool profile_enabled = false;
 
@@ -28,8 +28,9 @@ struct Request {
 
 using SiteKey = std::pair<std::string, const Site*>;  // kernel name, instruction
 std::map<SiteKey, Totals> totals;
-std::map<std::pair<unsigned, const Site*>, unsigned> executions;            // (thread, site) in this block
-std::map<std::tuple<unsigned, const Site*, unsigned>, Request> in_flight;   // (warp, site, n-th execution)
+std::map<std::pair<unsigned, const Site*>, unsigned> executions;  // (thread, site) in this block
+std::map<std::tuple<unsigned, const Site*, unsigned>, Request>
+    in_flight;  // (warp, site, n-th execution)
 
 uint64_t CountDistinct(std::vector<uint64_t>& v) {
   std::sort(v.begin(), v.end());
@@ -46,11 +47,14 @@ void WriteReport() {
   for (const auto& [key, t] : totals) {
     const Site& s = *key.second;
     std::fprintf(f,
-                 "{\"kernel\":\"%s\",\"file\":\"%s\",\"line\":%d,\"opcode\":\"%s\",\"requests\":%llu,\"lanes\":%llu,"
+                 "{\"kernel\":\"%s\",\"file\":\"%s\",\"line\":%d,\"opcode\":\"%s\",\"requests\":%"
+                 "llu,\"lanes\":%llu,"
                  "\"bytes\":%llu,\"sectors\":%llu,\"ideal_sectors\":%llu,\"bank_passes\":%llu}\n",
-                 key.first.c_str(), s.file, s.line, s.opcode, static_cast<unsigned long long>(t.requests),
+                 key.first.c_str(), s.file, s.line, s.opcode,
+                 static_cast<unsigned long long>(t.requests),
                  static_cast<unsigned long long>(t.lanes), static_cast<unsigned long long>(t.bytes),
-                 static_cast<unsigned long long>(t.sectors), static_cast<unsigned long long>(t.ideal_sectors),
+                 static_cast<unsigned long long>(t.sectors),
+                 static_cast<unsigned long long>(t.ideal_sectors),
                  static_cast<unsigned long long>(t.bank_passes));
   }
   std::fclose(f);
@@ -101,4 +105,4 @@ void ProfileEndBlock() {
   executions.clear();
 }
 
-}  // namespace lt_emu
+}  // namespace lowtide::emu

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which sanitizer the emulated kernels are built with, and the few runtime calls the machine makes to it.
+// Which sanitizer the emulated kernels are built with, and the few runtime calls the machine makes
+// to it.
 //
-// The machine itself is always compiled without -fsanitize, so that its own bookkeeping is never reported;
-// LT_EMU_TSAN / LT_EMU_ASAN (set by the build, or by the compiler for instrumented files) say what the kernels use.
+// The machine itself is always compiled without -fsanitize, so that its own bookkeeping is never
+// reported; LT_EMU_TSAN / LT_EMU_ASAN (set by the build, or by the compiler for instrumented files)
+// say what the kernels use.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +26,7 @@ extern "C" void AnnotateIgnoreWritesEnd(const char* file, int line);
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-namespace lt_emu {
+namespace lowtide::emu {
 
 // Happens-before edges between CUDA threads, for the race detector.
 inline void HappensBefore([[maybe_unused]] void* token) {
@@ -66,4 +68,4 @@ inline void AllowMemory([[maybe_unused]] const void* p, [[maybe_unused]] size_t 
 #endif
 }
 
-}  // namespace lt_emu
+}  // namespace lowtide::emu

@@ -6,13 +6,14 @@
 
 #include "sanitizers.h"
 
-namespace lt_emu {
+namespace lowtide::emu {
 namespace {
 
 constexpr int kBallot = -1;
 constexpr int kGather = -2;
 
-// All lanes named in the mask meet at one instruction; the last to arrive works out every participant's result.
+// All lanes named in the mask meet at one instruction; the last to arrive works out every
+// participant's result.
 uint64_t MeetWarp(uint32_t mask, uint64_t value, int source, uint64_t* gathered, const Site& site) {
   Thread* self = machine.current;
   const unsigned first = self->linear & ~31u;
@@ -22,7 +23,8 @@ uint64_t MeetWarp(uint32_t mask, uint64_t value, int source, uint64_t* gathered,
   self->site = &site;
   if ((mask >> lane & 1) == 0) Fail("warp intrinsic: the calling lane is not in its mask", &site);
   if (lanes < 32 && mask >> lanes != 0) {
-    // CUDA lets the full mask stand for a last, partial warp only in the sense that absent lanes do not exist.
+    // CUDA lets the full mask stand for a last, partial warp only in the sense that absent lanes do
+    // not exist.
     mask &= (1u << lanes) - 1;
   }
   self->wait = Wait::kWarp;
@@ -51,11 +53,13 @@ uint64_t MeetWarp(uint32_t mask, uint64_t value, int source, uint64_t* gathered,
     } else if (t.source == kGather) {
       for (unsigned i = 0; i < lanes; ++i) t.gathered[i] = warp[i].value;
     } else {
-      if ((mask >> t.source & 1) == 0) Fail("shuffle reads a lane that is absent or not in the mask", &site, &t);
+      if ((mask >> t.source & 1) == 0)
+        Fail("shuffle reads a lane that is absent or not in the mask", &site, &t);
       t.result = warp[t.source].value;
     }
   }
-  for (uint32_t rest = mask; rest != 0; rest &= rest - 1) warp[std::countr_zero(rest)].wait = Wait::kNone;
+  for (uint32_t rest = mask; rest != 0; rest &= rest - 1)
+    warp[std::countr_zero(rest)].wait = Wait::kNone;
   return self->result;
 }
 
@@ -83,7 +87,8 @@ uint32_t Ballot(uint32_t mask, bool predicate, const Site& site) {
   return static_cast<uint32_t>(MeetWarp(mask, predicate, kBallot, nullptr, site));
 }
 
-Shuffled Shuffle(char mode, uint32_t mask, uint32_t value, uint32_t b, uint32_t clamp, const Site& site) {
+Shuffled Shuffle(char mode, uint32_t mask, uint32_t value, uint32_t b, uint32_t clamp,
+                 const Site& site) {
   const int lane = static_cast<int>(machine.current->linear & 31u);
   const int segment = static_cast<int>(clamp >> 8 & 31), limit = static_cast<int>(clamp & 31);
   const int distance = static_cast<int>(b & 31);
@@ -144,4 +149,4 @@ uint32_t Reduce(char op, bool is_signed, uint32_t mask, uint32_t value, const Si
   return r;
 }
 
-}  // namespace lt_emu
+}  // namespace lowtide::emu

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from ..emitter import Emitter, Instruction
-from ..types import bits, unsigned
+from ..ptx_types import bits, unsigned
 from .registry import opcode
 
 INT = r"[us](?:16|32|64)"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from ..emitter import Emitter, Instruction
-from ..types import C_TYPE, bits
+from ..ptx_types import C_TYPE, bits
 from .arithmetic import call
 from .registry import opcode
 
@@ -93,7 +93,9 @@ def _mov(e: Emitter, i: Instruction, m: re.Match[str]) -> None:
     if s.startswith("{"):
         parts = split_operands(s[1:-1])
         width = bits(t) // len(parts)
-        fields = (f"static_cast<uint64_t>({e.value(p, f'u{width}')}) << {k * width}" for k, p in enumerate(parts))
+        fields = (
+            f"static_cast<uint64_t>({e.value(p, f'u{width}')}) << {k * width}" for k, p in enumerate(parts)
+        )
         e.assign(d, f"As<{C_TYPE[t]}>({' | '.join(f'({f})' for f in fields)})")
     elif d.startswith("{"):
         parts = split_operands(d[1:-1])

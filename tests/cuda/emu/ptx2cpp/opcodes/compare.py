@@ -7,7 +7,7 @@ import re
 
 from ..emitter import Emitter, Instruction
 from ..errors import PtxError
-from ..types import C_TYPE, unsigned
+from ..ptx_types import C_TYPE, unsigned
 from .registry import opcode
 
 _OPERATOR = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}

@@ -21,7 +21,9 @@ def _brx(e: Emitter, i: Instruction, m: re.Match[str]) -> None:
     if name not in e.entry.body.tables:
         raise PtxError(f"branch table {name} is not known")
     cases = " ".join(f"case {k}: goto {label(x)};" for k, x in enumerate(e.entry.body.tables[name]))
-    e.emit(f'switch ({e.value(index, "u32")}) {{ {cases} default: Fail("branch index out of its table", &{i.site}); }}')
+    e.emit(
+        f'switch ({e.value(index, "u32")}) {{ {cases} default: Fail("branch index out of its table", &{i.site}); }}'
+    )
 
 
 @opcode(r"ret(?:\.uni)?|exit", 0)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from ..emitter import Emitter, Instruction
-from ..types import C_TYPE
+from ..ptx_types import C_TYPE
 from .registry import opcode
 
 _ROUND = {"n": "kNearest", "z": "kZero", "m": "kDown", "p": "kUp"}
@@ -26,7 +26,9 @@ def _int_to_float(e: Emitter, i: Instruction, m: re.Match[str]) -> None:
 
 @opcode(rf"cvt\.r([nzmp])i(?:\.sat)?\.({INT})\.(f32|f64)", 2)
 def _float_to_int(e: Emitter, i: Instruction, m: re.Match[str]) -> None:
-    e.assign(i.operands[0], f"ToInteger<{C_TYPE[m[2]]}>({e.value(i.operands[1], m[3])}, Round::{_ROUND[m[1]]})")
+    e.assign(
+        i.operands[0], f"ToInteger<{C_TYPE[m[2]]}>({e.value(i.operands[1], m[3])}, Round::{_ROUND[m[1]]})"
+    )
 
 
 @opcode(r"cvt\.r([nzmp])i\.(f32|f64)\.(f32|f64)", 2)

@@ -7,10 +7,17 @@ import re
 
 from ..emitter import Emitter, Instruction, split_operands
 from ..errors import PtxError
-from ..types import C_TYPE, bits, storage, unsigned
+from ..ptx_types import C_TYPE, bits, storage, unsigned
 from .registry import opcode
 
-_SPACE = {"global": "kGlobal", "shared": "kShared", "local": "kLocal", "const": "kConst", "param": "kParam", None: "kGeneric"}
+_SPACE = {
+    "global": "kGlobal",
+    "shared": "kShared",
+    "local": "kLocal",
+    "const": "kConst",
+    "param": "kParam",
+    None: "kGeneric",
+}
 # Cache hints change no result. `volatile` is an ordinary access to the race detector.
 _HINT = r"(?:\.(?:nc|ca|cg|cs|lu|cv|wb|wt)|\.L1::\w+|\.L2::\w+)*"
 _TYPE = r"[busf](?:8|16|32|64)"
@@ -55,7 +62,10 @@ def _load(e: Emitter, p: str, registers: list[str], t: str) -> None:
     e.emit("}")
 
 
-@opcode(rf"ld(?:\.volatile|\.weak)?(?:\.(global|shared|local|const))?(?:\.cta)?{_HINT}(?:\.v([248]))?\.({_TYPE})", 2)
+@opcode(
+    rf"ld(?:\.volatile|\.weak)?(?:\.(global|shared|local|const))?(?:\.cta)?{_HINT}(?:\.v([248]))?\.({_TYPE})",
+    2,
+)
 def _ld(e: Emitter, i: Instruction, m: re.Match[str]) -> None:
     space, lanes, t = m[1], int(m[2] or 1), m[3]
     registers = split_operands(i.operands[0][1:-1]) if m[2] else [i.operands[0]]
@@ -64,7 +74,9 @@ def _ld(e: Emitter, i: Instruction, m: re.Match[str]) -> None:
     _load(e, pointer(e, i, space, storage(t), lanes, i.operands[1]), registers, t)
 
 
-@opcode(rf"st(?:\.volatile|\.weak)?(?:\.(global|shared|local))?(?:\.cta)?{_HINT}(?:\.v([248]))?\.({_TYPE})", 2)
+@opcode(
+    rf"st(?:\.volatile|\.weak)?(?:\.(global|shared|local))?(?:\.cta)?{_HINT}(?:\.v([248]))?\.({_TYPE})", 2
+)
 def _st(e: Emitter, i: Instruction, m: re.Match[str]) -> None:
     space, lanes, t = m[1], int(m[2] or 1), m[3]
     registers = split_operands(i.operands[1][1:-1]) if m[2] else [i.operands[1]]
@@ -77,7 +89,9 @@ def _st(e: Emitter, i: Instruction, m: re.Match[str]) -> None:
 _SCOPE = r"(?:\.relaxed)?(?:\.(?:cta|gpu))?"
 
 
-@opcode(rf"(atom|red){_SCOPE}(?:\.(global|shared))?(?:\.cta)?\.(add|min|max|and|or|xor|exch|inc|dec|cas)\.([bus](?:32|64))")
+@opcode(
+    rf"(atom|red){_SCOPE}(?:\.(global|shared))?(?:\.cta)?\.(add|min|max|and|or|xor|exch|inc|dec|cas)\.([bus](?:32|64))"
+)
 def _atomic(e: Emitter, i: Instruction, m: re.Match[str]) -> None:
     kind, space, op, t = m.groups()
     operands = list(i.operands)

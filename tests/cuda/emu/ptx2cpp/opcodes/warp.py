@@ -27,7 +27,14 @@ def _reduce(e: Emitter, i: Instruction, m: re.Match[str]) -> None:
     d, barrier, p = i.operands
     _barrier_zero(i, barrier)
     votes = f"BlockBarrier({i.site}, As<bool>({e.bits(p)}))"
-    e.assign(d, {"popc": f"static_cast<uint32_t>({votes})", "or": f"{votes} != 0", "and": f"{votes} == machine.block_threads"}[m[1]])
+    e.assign(
+        d,
+        {
+            "popc": f"static_cast<uint32_t>({votes})",
+            "or": f"{votes} != 0",
+            "and": f"{votes} == machine.block_threads",
+        }[m[1]],
+    )
 
 
 @opcode(r"bar\.warp\.sync", 1)

@@ -54,7 +54,12 @@ class Lab:
         three = ctypes.c_uint * 3
         pad = (1, 1)
         failed = self._launch(
-            name.encode(), three(*(*grid, *pad)[:3]), three(*(*block, *pad)[:3]), shared, order.encode(), pointers
+            name.encode(),
+            three(*(*grid, *pad)[:3]),
+            three(*(*block, *pad)[:3]),
+            shared,
+            order.encode(),
+            pointers,
         )
         assert failed == 0, f"no kernel {name} or no order {order}"
 
@@ -67,7 +72,12 @@ def map_kernel(name: str, body: str, types: Sequence[str], result: str) -> str:
     width = {t: int(t[1:]) if t != "pred" else 32 for t in (*types, result)}
     bank = {8: "%h", 16: "%h", 32: "%r", 64: "%d"}
     used = {"$d": f"{bank[width[result]]}0"}
-    text = [f".visible .entry {name}(", ",\n".join(f"  .param .u64 p{i}" for i in range(len(types) + 1)), ")\n{", REGISTERS]
+    text = [
+        f".visible .entry {name}(",
+        ",\n".join(f"  .param .u64 p{i}" for i in range(len(types) + 1)),
+        ")\n{",
+        REGISTERS,
+    ]
     text.append("  mov.u32 %r15, %tid.x;")
     for i, t in enumerate(types):
         r = f"{bank[width[t]]}{i + 1}"
@@ -77,6 +87,8 @@ def map_kernel(name: str, body: str, types: Sequence[str], result: str) -> str:
     for key, r in used.items():
         body = body.replace(key, r)
     text.append("  " + body)
-    text.append(f"  ld.param.u64 %d14, [p0]; mul.wide.u32 %d15, %r15, {width[result] // 8}; add.s64 %d14, %d14, %d15;")
+    text.append(
+        f"  ld.param.u64 %d14, [p0]; mul.wide.u32 %d15, %r15, {width[result] // 8}; add.s64 %d14, %d14, %d15;"
+    )
     text.append(f"  st.global.b{width[result]} [%d14], {used['$d']};\n  ret;\n}}\n")
     return "\n".join(text)

@@ -71,7 +71,9 @@ def to_half(u: int, precision: int, least: int, greatest: int, bias_bits: int) -
     return sign | ((shift + 1) << mantissa) + ((n >> shift) - (1 << mantissa))
 
 
-def exact(op: Callable[[Fraction, Fraction, Fraction], Fraction], special: Callable[..., float]) -> Callable[..., int]:
+def exact(
+    op: Callable[[Fraction, Fraction, Fraction], Fraction], special: Callable[..., float]
+) -> Callable[..., int]:
     """An f32 operation on bits: exact rational arithmetic for finite inputs, IEEE doubles for the special ones."""
 
     def run(*u: int) -> int:
@@ -92,7 +94,11 @@ def exact(op: Callable[[Fraction, Fraction, Fraction], Fraction], special: Calla
 
 def divide(a: float, b: float) -> float:
     if b == 0:
-        return math.nan if a == 0 or math.isnan(a) else math.copysign(math.inf, math.copysign(1, a) * math.copysign(1, b))
+        return (
+            math.nan
+            if a == 0 or math.isnan(a)
+            else math.copysign(math.inf, math.copysign(1, a) * math.copysign(1, b))
+        )
     return a / b
 
 

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+// Counter-based random arrays on CUDA: generated in registers, so memory carries only what must
+// move (4 bytes an element written for sample, 8 read and written for add_scaled, 4 read for dot).
+//
+// Gaussian: half a warp takes a tile of 64 words, one Philox block a lane; a lane's four words are
+// elements 16 apart, so each of the four stores of a half warp fills 64 contiguous bytes. Whole
+// sectors without 16-byte vectors: those would need a transpose by shuffles. Rademacher: a warp
+// takes a tile of 64 words = 2048 elements, a lane moves 4 neighbours (16 bytes) at a time.
+#include "base/launch.cuh"
+#include "base/reduce_order.h"
+#include "random/stream_cuda.h"
+
+namespace lowtide::random::cuda {
+namespace kernels {
+
+constexpr int kTile = 64;  // words, and elements of a Gaussian stream
+constexpr int kRademacherTile = 2048;
+
+struct Source {
+  Key key;
+  uint32_t param, role;
+};
+
+__device__ __forceinline__ void philox_block(uint64_t block, const Source& s, uint32_t x[4]) {
+  x[0] = static_cast<uint32_t>(block);
+  x[1] = static_cast<uint32_t>(block >> 32);
+  x[2] = s.param;
+  x[3] = s.role;
+  philox4x32_10(x, s.key);
+}
+
+struct Words {
+  uint32_t* out;
+  __device__ __forceinline__ void operator()(int64_t i, uint32_t w) const { out[i] = w; }
+};
+struct Sample {
+  float* out;
+  __device__ __forceinline__ void operator()(int64_t i, float z) const { out[i] = z; }
+  __device__ __forceinline__ void four(int64_t i, float4 z) const {
+    *reinterpret_cast<float4*>(out + i) = z;
+  }
+};
+struct AddScaled {
+  float* x;
+  float scale;
+  __device__ __forceinline__ float one(float v, float z) const { return v + scale * z; }
+  __device__ __forceinline__ void operator()(int64_t i, float z) const { x[i] = one(x[i], z); }
+  __device__ __forceinline__ void four(int64_t i, float4 z) const {
+    float4* p = reinterpret_cast<float4*>(x + i);
+    const float4 v = *p;
+    *p = make_float4(one(v.x, z.x), one(v.y, z.y), one(v.z, z.z), one(v.w, z.w));
+  }
+};
+struct Product {  // for dot: into shared memory
+  const float* x;
+  float* products;
+  __device__ __forceinline__ void operator()(int64_t i, float z) const { products[i] = x[i] * z; }
+  __device__ __forceinline__ void four(int64_t i, float4 z) const {
+    const float4 v = *reinterpret_cast<const float4*>(x + i);
+    *reinterpret_cast<float4*>(products + i) =
+        make_float4(v.x * z.x, v.y * z.y, v.z * z.z, v.w * z.w);
+  }
+};
+
+// Calls put(i, value) for the elements [offset, offset + n) that one lane of a half warp holds of a
+// tile.
+template <class T, class Put>
+__device__ __forceinline__ void put_rows(int64_t at, int64_t n, const T value[4], const Put& put) {
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    const int64_t i = at + 16 * w;
+    if (i >= 0 && i < n) put(i, value[w]);
+  }
+}
+
+template <class Put>
+__device__ __forceinline__ void gaussian_tile(uint64_t tile, int lane, int64_t n, int64_t offset,
+                                              const Source& s, const Put& put) {
+  uint32_t x[4];
+  philox_block(tile * 16 + lane, s, x);
+  float z[4];
+  gaussian_pair(x[0], x[1], &z[0], &z[1]);
+  gaussian_pair(x[2], x[3], &z[2], &z[3]);
+  put_rows(static_cast<int64_t>(tile) * kTile + lane - offset, n, z, put);
+}
+
+__device__ __forceinline__ float sign_of(uint32_t bits, int j) {
+  return bits >> j & 1 ? -1.0f : 1.0f;
+}
+
+// One warp puts the elements of a tile inside [offset, offset + n). `aligned`: where the tile's
+// element 0 lies in memory is a 16-byte boundary, so that whole tiles move in vectors.
+template <class Put>
+__device__ __forceinline__ void rademacher_tile(uint64_t tile, int lane, int64_t n, int64_t offset,
+                                                const Source& s, bool aligned, const Put& put) {
+  uint32_t x[4];
+  philox_block(tile * 16 + (lane & 15), s, x);
+  const int64_t start = static_cast<int64_t>(tile) * kRademacherTile - offset;
+  const bool whole =
+      aligned && start >= 0 && start + kRademacherTile <= n;  // the same for the whole warp
+#pragma unroll
+  for (int row = 0; row < 4; ++row) {
+#pragma unroll 1
+    for (int k = 0; k < 4; ++k) {  // 128 elements: words 16 row + 4k .. + 3 of the tile
+      const uint32_t word = __shfl_sync(0xffffffffu, x[row], 4 * k + lane / 8);
+      const uint32_t bits = word >> (4 * (lane & 7));
+      const int64_t i = start + 512 * row + 128 * k + 4 * lane;
+      if (whole) {
+        put.four(
+            i, make_float4(sign_of(bits, 0), sign_of(bits, 1), sign_of(bits, 2), sign_of(bits, 3)));
+      } else {
+        for (int j = 0; j < 4; ++j)
+          if (i + j >= 0 && i + j < n) put(i + j, sign_of(bits, j));
+      }
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    stream_words(Words put, int64_t n, int64_t offset, uint64_t first_tile, uint64_t tiles,
+                 Source s) {
+  const int lane = static_cast<int>(threadIdx.x) & 15;
+  const uint64_t stride = static_cast<uint64_t>(gridDim.x) * (kThreads / 16);
+  for (uint64_t t = static_cast<uint64_t>(blockIdx.x) * (kThreads / 16) + threadIdx.x / 16;
+       t < tiles; t += stride) {
+    uint32_t x[4];
+    philox_block((first_tile + t) * 16 + lane, s, x);
+    put_rows(static_cast<int64_t>(first_tile + t) * kTile + lane - offset, n, x, put);
+  }
+}
+
+template <class Put>
+__global__ void __launch_bounds__(kThreads)
+    stream_gaussian(Put put, int64_t n, int64_t offset, uint64_t first_tile, uint64_t tiles,
+                    Source s) {
+  const int lane = static_cast<int>(threadIdx.x) & 15;
+  const uint64_t stride = static_cast<uint64_t>(gridDim.x) * (kThreads / 16);
+  for (uint64_t t = static_cast<uint64_t>(blockIdx.x) * (kThreads / 16) + threadIdx.x / 16;
+       t < tiles; t += stride)
+    gaussian_tile(first_tile + t, lane, n, offset, s, put);
+}
+
+// Six blocks an SM: left alone, ptxas squeezes the kernel into 32 registers and spills.
+template <class Put>
+__global__ void __launch_bounds__(kThreads, 6)
+    stream_rademacher(Put put, int64_t n, int64_t offset, uint64_t first_tile, uint64_t tiles,
+                      Source s, bool aligned) {
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  const uint64_t stride = static_cast<uint64_t>(gridDim.x) * (kThreads / 32);
+  for (uint64_t t = static_cast<uint64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+       t < tiles; t += stride)
+    rademacher_tile(first_tile + t, lane, n, offset, s, aligned, put);
+}
+
+// One block a reduce block of 4096 elements: products to shared memory, 64 lane sums in order, the
+// fixed tree.
+template <Dist dist>
+__global__ void __launch_bounds__(kThreads)
+    stream_dot(const float* __restrict__ x, int64_t n, int64_t offset, Source s,
+               double* __restrict__ part) {
+  __shared__ __align__(16) float products[kReduceBlock];
+  __shared__ float lanes[kReduceLanes];
+  const int t = static_cast<int>(threadIdx.x);
+  const int64_t blocks = (n + kReduceBlock - 1) / kReduceBlock;
+  const bool aligned = offset % 4 == 0 && reinterpret_cast<uint64_t>(x) % 16 == 0;
+  for (int64_t b = blockIdx.x; b < blocks; b += gridDim.x) {
+    const int64_t at = b * kReduceBlock;
+    const int64_t here = n - at < kReduceBlock ? n - at : kReduceBlock;
+    const int64_t from = offset + at;
+    const Product put{x + at, products};
+    if (dist == Dist::gaussian) {
+      const uint64_t last = static_cast<uint64_t>(from + here - 1) / kTile;
+      for (uint64_t tile = static_cast<uint64_t>(from) / kTile + t / 16; tile <= last;
+           tile += kThreads / 16)
+        gaussian_tile(tile, t & 15, here, from, s, put);
+    } else {
+      const uint64_t last = static_cast<uint64_t>(from + here - 1) / kRademacherTile;
+      for (uint64_t tile = static_cast<uint64_t>(from) / kRademacherTile + t / 32; tile <= last;
+           tile += kThreads / 32)
+        rademacher_tile(tile, t & 31, here, from, s, aligned, put);
+    }
+    __syncthreads();
+    if (t < kReduceLanes) {
+      float sum = 0.0f;
+      for (int i = t; i < here; i += kReduceLanes) sum = sum + products[i];
+      lanes[t] = sum;
+    }
+    __syncthreads();
+    if (t < 32) {
+      float v = lanes[t] + lanes[t + 32];
+#pragma unroll
+      for (int w = 16; w >= 1; w /= 2) v = v + __shfl_down_sync(0xffffffffu, v, w);
+      if (t == 0) part[b] = static_cast<double>(v);
+    }
+    __syncthreads();  // products and lanes are free again
+  }
+}
+
+}  // namespace kernels
+
+namespace {
+
+using kernels::Source;
+
+struct Tiles {
+  uint64_t first, count;
+};
+Tiles tiles_of(int64_t n, int64_t offset, int64_t tile) {
+  const uint64_t first = static_cast<uint64_t>(offset) / tile;
+  return {first, static_cast<uint64_t>(offset + n - 1) / tile - first + 1};
+}
+
+Source source_of(const Stream& s) { return {derive_key(s.seed, s.step, s.slot), s.param, s.role}; }
+
+bool bad_range(int64_t n, int64_t offset) { return n < 0 || offset < 0; }
+
+template <class Put>
+int run(const Put& put, const void* data, int64_t n, int64_t offset, const Stream& stream,
+        Dist dist, void* cuda_stream) {
+  if (bad_range(n, offset)) return static_cast<int>(cudaErrorInvalidValue);
+  if (n == 0) return 0;
+  if (dist == Dist::gaussian) {
+    const Tiles t = tiles_of(n, offset, kernels::kTile);
+    kernels::stream_gaussian<<<blocks_for(static_cast<int64_t>(t.count), kThreads / 16), kThreads,
+                               0, as_stream(cuda_stream)>>>(put, n, offset, t.first, t.count,
+                                                            source_of(stream));
+  } else {
+    const Tiles t = tiles_of(n, offset, kernels::kRademacherTile);
+    const uint64_t origin = reinterpret_cast<uint64_t>(data) - 4 * static_cast<uint64_t>(offset);
+    kernels::stream_rademacher<<<blocks_for(static_cast<int64_t>(t.count), kThreads / 32), kThreads,
+                                 0, as_stream(cuda_stream)>>>(put, n, offset, t.first, t.count,
+                                                              source_of(stream), origin % 16 == 0);
+  }
+  return launched();
+}
+
+}  // namespace
+
+int words(uint32_t* out, int64_t n, int64_t offset, const Stream& stream, void* cuda_stream) {
+  if (bad_range(n, offset)) return static_cast<int>(cudaErrorInvalidValue);
+  if (n == 0) return 0;
+  const Tiles t = tiles_of(n, offset, kernels::kTile);
+  kernels::stream_words<<<blocks_for(static_cast<int64_t>(t.count), kThreads / 16), kThreads, 0,
+                          as_stream(cuda_stream)>>>(kernels::Words{out}, n, offset, t.first,
+                                                    t.count, source_of(stream));
+  return launched();
+}
+
+int sample(float* out, int64_t n, int64_t offset, const Stream& stream, Dist dist,
+           void* cuda_stream) {
+  return run(kernels::Sample{out}, out, n, offset, stream, dist, cuda_stream);
+}
+
+int add_scaled(float* x, float scale, int64_t n, int64_t offset, const Stream& stream, Dist dist,
+               void* cuda_stream) {
+  return run(kernels::AddScaled{x, scale}, x, n, offset, stream, dist, cuda_stream);
+}
+
+int64_t dot_scratch(int64_t n) {
+  const int64_t blocks = (n + kReduceBlock - 1) / kReduceBlock;
+  return blocks + tree_scratch(blocks);
+}
+
+int dot(double* out, const float* x, int64_t n, int64_t offset, const Stream& stream, Dist dist,
+        double* scratch, void* cuda_stream) {
+  if (bad_range(n, offset)) return static_cast<int>(cudaErrorInvalidValue);
+  const int64_t blocks = (n + kReduceBlock - 1) / kReduceBlock;
+  if (blocks != 0) {
+    const unsigned grid = blocks_for(blocks, 1);
+    const Source s = source_of(stream);
+    if (dist == Dist::gaussian)
+      kernels::stream_dot<Dist::gaussian>
+          <<<grid, kThreads, 0, as_stream(cuda_stream)>>>(x, n, offset, s, scratch);
+    else
+      kernels::stream_dot<Dist::rademacher>
+          <<<grid, kThreads, 0, as_stream(cuda_stream)>>>(x, n, offset, s, scratch);
+    if (const int e = launched()) return e;
+  }
+  return tree_sum_device(out, scratch, blocks, as_stream(cuda_stream));
+}
+
+}  // namespace lowtide::random::cuda
