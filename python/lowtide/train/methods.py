@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training methods by name: which optimizer, which weights, how gradients are held."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lowtide.train.config import FinetuneConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One row of the table: `optimizer` names a class of `lowtide.optim`."""
+
+    optimizer: str
+    about: str
+    lr: float
+    low_rank: bool = False
+    weights: str = "float32"
+    in_backward: bool = False
+
+
+METHODS: Mapping[str, Method] = {
+    "adamw": Method("AdamW", "AdamW with fp32 states (the reference)", lr=5e-5),
+    "adamw8bit": Method("AdamW8bit", "AdamW with 8-bit block states", lr=5e-5),
+    "galore": Method("GaLoreAdamW", "AdamW in a low-rank subspace of the gradient", lr=5e-4, low_rank=True, in_backward=True),
+    "galore8bit": Method(
+        "GaLoreAdamW8bit", "GaLore with 8-bit block states", lr=5e-4, low_rank=True, in_backward=True
+    ),
+    "qgalore": Method(
+        "QGaLoreAdamW",
+        "GaLore with INT4 bases, 8-bit states and INT8 weights",
+        lr=5e-4, low_rank=True, weights="int8", in_backward=True,
+    ),
+}  # fmt: skip
+WEIGHT_GROUP = 256
+_NOT_QUANTIZED = ("lm_head",)
+
+
+def prepare_model(model: nn.Module, method: str) -> None:
+    """Put the linear layers of `model` into the weight store of `method`, in place; frozen ones stay as they are."""
+    weights = METHODS[method].weights
+    if weights != "float32":
+        from torch import nn
+
+        import lowtide.quant
+
+        frozen = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and not module.weight.requires_grad
+        ]
+        lowtide.quant.quantize_model_(
+            model, weights=weights, group=WEIGHT_GROUP, skip=(*_NOT_QUANTIZED, *frozen)
+        )
+
+
+class Updater:
+    """The optimizer of a run behind the few calls that the loop makes, in the backward pass or after it."""
+
+    def __init__(self, model: nn.Module, config: FinetuneConfig) -> None:
+        import lowtide.optim
+
+        method = METHODS[config.method]
+        kind = getattr(lowtide.optim, method.optimizer)
+        if method.low_rank:
+            params: Any = lowtide.optim.param_groups(
+                model, rank=config.rank, update_proj_gap=config.update_proj_gap, scale=config.scale
+            )
+        else:
+            params = [p for p in model.parameters() if p.requires_grad]
+        optimizer = kind(
+            params,
+            lr=config.peak_lr,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            seed=config.seed,
+        )
+        self._in_backward = config.frees_gradients
+        self._optimizer: Any = lowtide.optim.in_backward(optimizer, model) if self._in_backward else optimizer
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of every parameter group for the next backward pass and update."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+
+    def clip(self, limit: float) -> None:
+        """Scale all gradients so that their norm together is at most `limit`."""
+        import torch
+
+        from lowtide.optim import weights
+
+        gradients = [
+            g
+            for group in self._optimizer.param_groups
+            for p in group["params"]
+            if (g := weights.gradient(p)) is not None
+        ]
+        factor = float(limit / (torch.nn.utils.get_total_norm(gradients) + 1e-6))
+        if factor < 1:  # not for NaN: the optimizer's own policy decides about that
+            torch._foreach_mul_(gradients, factor)
+
+    def step(self) -> None:
+        """Apply what the backward pass has not applied already, and drop the gradients."""
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def gradient_bytes(self) -> int:
+        """Bytes of gradients after a backward pass; where it frees them, the most that lived at once."""
+        return int(self._optimizer.state_bytes()["gradients"])
+
+    def state_bytes(self) -> dict[str, int]:
+        """Bytes of moments ("states") and of subspaces ("basis")."""
+        counted = self._optimizer.state_bytes()
+        return {kind: counted[kind] for kind in ("states", "basis")}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state: tensors and plain values only."""
+        state: dict[str, Any] = self._optimizer.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back a state of `state_dict`."""
+        self._optimizer.load_state_dict(state)
