@@ -1,9 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
+# Every target sets up what it needs (tools/setup.sh): Debian packages, .venv, pinned requirements.
+# ONLY=stage,... runs some stages of a suite, VERBOSE=1 shows their whole output.
+SHELL := /bin/bash
 PY ?= .venv/bin/python
+STAGES = .venv/bin/python tools/run_stages.py
 
-.PHONY: inplace
+.DEFAULT_GOAL := help
+.PHONY: help demo test nightly bench lint format inplace stubs clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test:  ## everything that must hold: lint, C++ per ISA, sanitizers, NEON, CUDA on the CPU, Python (< 25 minutes)
+	tools/setup.sh apt cross build test
+	$(STAGES) test
+
+nightly:  ## make test with the slow tests
+	tools/setup.sh apt cross build test bench
+	$(STAGES) nightly
+
+lint:  ## ruff, clang-format, mypy --strict, SPDX lines, file lengths, kernel stems, stub drift
+	tools/setup.sh apt build test
+	$(STAGES) lint
+
+format:  ## rewrite the sources with ruff and clang-format
+	tools/setup.sh build test
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+	git ls-files -z '*.h' '*.cc' '*.cu' '*.cuh' | xargs -0 .venv/bin/clang-format -i
+
 inplace:  ## build the native modules into python/lowtide (work on the source tree with PYTHONPATH=python)
 	mkdir -p build
 	cmake --preset release -DPython_EXECUTABLE=$(abspath $(PY)) -Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir) $(CMAKE_ARGS) > build/inplace.log 2>&1 || (cat build/inplace.log; exit 1)
 	cmake --build --preset release
 	cmake --install build/release --component python --prefix python > /dev/null
+
+stubs: inplace  ## regenerate python/lowtide/_core.pyi after a change of csrc/pybind
+	PYTHONPATH=python $(PY) tools/make_stubs.py
+
+clean:  ## remove everything that was built (.venv stays)
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache
+	find python -name '*.so' -delete

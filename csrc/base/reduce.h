@@ -2,7 +2,9 @@
 // Deterministic reductions: each block (reduce_order.h) hands one double to a fixed tree over
 // blocks. No order depends on the ISA or the number of threads.
 #pragma once
-#include <cstdint>
+#include <stddef.h>
+#include <stdint.h>
+
 #include <vector>
 
 #include "base/parallel.h"

@@ -25,7 +25,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def(
       "build_info",
       [] {
-        py::dict d;
+        py::typing::Dict<py::str, py::str> d;
         d["version"] = LOWTIDE_VERSION;
         d["compiler"] = LOWTIDE_COMPILER;
         d["build_type"] = LOWTIDE_BUILD_TYPE;

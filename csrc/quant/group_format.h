@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// The storage format of group-quantized matrices, one element at a time. A matrix of `rows` x `cols` is cut
-// along each row into groups of `group` columns; the last group of a row may be short. Codes are unsigned:
+// The storage format of group-quantized matrices, one element at a time. A matrix of `rows` x
+// `cols` is cut along each row into groups of `group` columns; the last group of a row may be
+// short. Codes are unsigned:
 //   value = (code - zero) * scale
-// symmetric: zero is the constant 2^(bits-1), codes 1 .. 2^bits-1; asymmetric: one uint8 zero a group,
-// always a code, so that 0.0 is exact in every group.
+// symmetric: zero is the constant 2^(bits-1), codes 1 .. 2^bits-1; asymmetric: one uint8 zero a
+// group, always a code, so that 0.0 is exact in every group.
 //
-// INT8: one byte a code, row-major. INT4: blocks of 32 codes in 16 bytes; byte j of a block holds code j in
-// its low nibble and code 16 + j in its high one, so that 16 lanes unpack with a mask or a shift and no
-// shuffle. A short last block of t codes takes min(t, 16) bytes. Rows start at byte boundaries.
+// INT8: one byte a code, row-major. INT4: blocks of 32 codes in 16 bytes; byte j of a block holds
+// code j in its low nibble and code 16 + j in its high one, so that 16 lanes unpack with a mask or
+// a shift and no shuffle. A short last block of t codes takes min(t, 16) bytes. Rows start at byte
+// boundaries.
 #pragma once
 #include "base/hd.h"
 

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``make lint``, ``make test``, ``make nightly`` and ``make bench`` run, in order."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = ".venv/bin"
+JOBS = max(1, len(os.sched_getaffinity(0)))
+
+
+def _always() -> str | None:
+    return None
+
+
+def _needs(*programs: str) -> Callable[[], str | None]:
+    def missing() -> str | None:
+        absent = [p for p in programs if shutil.which(p) is None]
+        return f"{' and '.join(absent)} not found on PATH" if absent else None
+
+    return missing
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A shell script run in the repository root, and what to show of its output."""
+
+    name: str
+    what: str
+    script: str
+    closing: str = r"$^"  # shows nothing
+    missing: Callable[[], str | None] = _always  # why it cannot run here, or None
+    minutes: float = 20
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+_CTEST = r"tests passed|Total Test time"
+_PYTEST = r"^SKIPPED|^(=+ )?\d+ passed"
+
+
+def _preset(preset: str, *, configure: str = "", ctest: str = "") -> str:
+    return (
+        f"cmake --preset {preset} {configure}\n"
+        f"cmake --build --preset {preset} -j {JOBS}\n"
+        f"ctest --preset {preset} -j {JOBS} --timeout 300 {ctest}"
+    )
+
+
+LINT = Stage(
+    "lint",
+    "ruff, clang-format, SPDX lines, file lengths, kernel stems",
+    f"""{BIN}/ruff check .
+{BIN}/ruff format --check .
+git ls-files -z '*.h' '*.cc' '*.cu' '*.cuh' | xargs -0 {BIN}/clang-format --dry-run -Werror
+{BIN}/python tools/check_spdx.py
+{BIN}/python tools/check_lengths.py
+{BIN}/python tools/check_stems.py""",
+    closing=r"passed|checked|formatted|complete",
+)
+MYPY = Stage("mypy", "mypy --strict on the package", f"{BIN}/mypy", closing=r"Success|Found")
+STUBS = Stage(
+    "stubs",
+    "the committed stub of the native module equals the generated one",
+    f"{BIN}/python tools/make_stubs.py --check",
+    closing="stub",
+)
+
+# The native modules are built by the package stage; here only what C++ tests and benches need.
+_NO_PYTHON = "-DLOWTIDE_PYTHON=OFF -DLOWTIDE_TORCH=OFF"
+CPP = Stage("cpp", "C++ tests, every ISA", _preset("release", configure=_NO_PYTHON), _CTEST)
+ASAN = Stage("asan-ubsan", "C++ tests, Address- and UBSanitizer", _preset("asan-ubsan"), _CTEST)
+TSAN = Stage("tsan", "C++ tests, ThreadSanitizer", _preset("tsan"), _CTEST)
+NEON = Stage(
+    "neon",
+    "C++ tests cross-compiled for 64-bit Arm, run by qemu",
+    _preset("neon"),
+    _CTEST,
+    _needs("aarch64-linux-gnu-g++", "qemu-aarch64"),
+)
+CUDA = Stage(
+    "cuda",
+    "CUDA kernels: compiled by nvcc, their PTX executed on the CPU",
+    _preset("cuda"),
+    _CTEST,
+    _needs("nvcc"),
+)
+PACKAGE = Stage(
+    "package",
+    "pip install . with torch ops; the installed package is the one that imports",
+    f"""tools/setup.sh package
+cd / && {ROOT}/{BIN}/python - <<'PY'
+import lowtide, lowtide.ops
+assert "site-packages" in lowtide.__file__, lowtide.__file__
+print("installed:", lowtide.__version__, lowtide.isa())
+PY""",
+    closing="^installed",
+)
+
+
+def _pytest(name: str, what: str, arguments: str, minutes: float) -> Stage:
+    # Through the pytest program, not `python -m pytest`: the latter would put the source tree on sys.path.
+    return Stage(name, what, f"{BIN}/pytest -q {arguments}", _PYTEST, minutes=minutes)
+
+
+PYTEST = _pytest("pytest", "Python tests on the installed package", "-m 'not slow'", 20)
+PYTEST_ALL = _pytest(
+    "pytest", "Python tests on the installed package, slow ones too", "-m 'slow or not slow'", 120
+)
+
+_COMMON = (LINT, MYPY, CPP, ASAN, TSAN, NEON, CUDA, PACKAGE, STUBS)
+
+SUITES: dict[str, tuple[Stage, ...]] = {
+    "lint": (LINT, MYPY, PACKAGE, STUBS),
+    "test": (*_COMMON, PYTEST),
+    "nightly": (*_COMMON, PYTEST_ALL),
+}
