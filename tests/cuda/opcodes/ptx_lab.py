@@ -33,7 +33,7 @@ class Lab:
         source = folder / "kernels.cc"
         source.write_text(translate_text(ptx))
         library = folder / "kernels.so"
-        flags = "-std=c++20 -O1 -fPIC -shared -ffp-contract=off -fno-strict-aliasing -w".split()
+        flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing", "-w"]
         files = [source, HERE / "harness.cc", *sorted(RUNTIME.glob("*.cc"))]
         subprocess.run(["g++", *flags, f"-I{RUNTIME}", *map(str, files), "-o", str(library)], check=True)
         self._launch = ctypes.CDLL(str(library)).emu_launch

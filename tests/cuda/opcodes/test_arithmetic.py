@@ -13,7 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ptx_cases import (
-    NAN32, Case, bfe, bfi, bits64, divide, dp4a, exact, f32, f64, minmax, prmt, signed, to_f32, to_half, to_int,
+    NAN32,
+    Case,
+    bfe,
+    bfi,
+    bits64,
+    divide,
+    dp4a,
+    exact,
+    f32,
+    f64,
+    minmax,
+    prmt,
+    signed,
+    to_f32,
+    to_half,
+    to_int,
 )  # fmt: skip
 from ptx_lab import HEADER, Lab, map_kernel
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from . import lint
 from .errors import PtxError
-from .syntax import Entry, Module, Statement, Variable
 from .ptx_types import C_TYPE, storage
+from .syntax import Entry, Module, Statement, Variable
 
 SPECIAL = {
     f"%{ptx}.{d}": f"machine.{cpp}.{d}"
