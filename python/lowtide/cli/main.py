@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from lowtide.cli import finetune, info
+from lowtide.cli import finetune, info, memory
 from lowtide.errors import LowtideError
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
-COMMANDS = (info, finetune)
+COMMANDS = (info, memory, finetune)
 
 
 class _Parser(argparse.ArgumentParser):

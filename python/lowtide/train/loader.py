@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowtide.train import process
 from lowtide.train.errors import ConfigError, ModelError, first_line, missing_package, output_error
 from lowtide.train.files import sha256_file, sync_directory, sync_file
 
@@ -79,8 +80,23 @@ def load_model(path: Path) -> torch.nn.Module:
         what = missing[0] if missing else mismatched[0]
         count = len(missing) + len(mismatched)
         raise ModelError(f"model: {path} lacks {count} of its weights (e.g. {what}); complete the directory")
+    _own_memory(model, path)
     result: torch.nn.Module = model
     return result
+
+
+def _own_memory(model: Any, path: Path) -> None:
+    """Copy weights that safetensors left mapped from their files into aligned memory of their own.
+
+    The files may then be replaced while the run goes on. Pages are given back tensor by tensor, so that the peak is
+    that of one copy of the weights and not of two.
+    """
+    ranges = process.mapped_ranges(path)
+    for tensor in (*model.parameters(), *model.buffers()):
+        start, size = tensor.data_ptr(), tensor.nbytes
+        if any(low <= start and start + size <= high for low, high in ranges):
+            tensor.data = tensor.data.clone()
+            process.drop_pages(start, start + size)
 
 
 @contextlib.contextmanager

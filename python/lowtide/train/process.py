@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
+import os
 import sys
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
+_MAPS = Path("/proc/self/maps")
+_MADV_DONTNEED = 4
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
@@ -54,3 +58,28 @@ def trim() -> None:
     """Hand freed heap pages back to the kernel, so that `rss` shows what is in use (glibc only)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def mapped_ranges(directory: Path) -> list[tuple[int, int]]:
+    """Addresses [start, end) at which this process has files of `directory` mapped privately (Linux; else none)."""
+    prefix = str(directory.resolve()) + os.sep
+    ranges = []
+    try:
+        lines = _MAPS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        fields = line.split(maxsplit=5)  # address, permissions, offset, device, inode, path
+        if len(fields) == 6 and fields[1].endswith("p") and fields[5].startswith(prefix):
+            start, end = fields[0].split("-")
+            ranges.append((int(start, 16), int(end, 16)))
+    return ranges
+
+
+def drop_pages(start: int, end: int) -> None:
+    """Stop holding the whole pages inside [start, end), which must be mapped from a file and unchanged."""
+    page = mmap.PAGESIZE
+    first, last = -(-start // page) * page, end // page * page
+    if last > first:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_DONTNEED)
