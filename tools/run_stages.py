@@ -106,6 +106,8 @@ def main() -> int:
             print(f"{stage.name}: {stage.what}\n    " + stage.script.strip().replace("\n", "\n    "))
         return 0
 
+    # A background job starts with SIGINT ignored, and children would inherit that; tests send it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     results: list[tuple[str, str, float]] = []
     failed = False
     begin = time.monotonic()

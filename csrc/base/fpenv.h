@@ -41,4 +41,13 @@ class PinnedFpEnv {
   PinnedFpEnv& operator=(const PinnedFpEnv&) = delete;
 };
 
+// A scalar argument in single precision, also where the host flushes: a tiny scale is not zero. The
+// volatile accesses keep the conversion between the writes of the control word.
+inline float to_float_rn(double x) {
+  volatile double in = x;
+  PinnedFpEnv pin;
+  volatile float out = static_cast<float>(in);
+  return out;
+}
+
 }  // namespace lowtide

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "base/fpenv.h"
 #include "bindings.h"
 #include "random/stream.h"
 
@@ -39,7 +40,7 @@ void bind_random(py::module_& m) {
          uint32_t role, int64_t offset, int dist) {
         auto* p = out(x);
         py::gil_scoped_release nogil;
-        random::add_scaled(p, static_cast<float>(scale), x.size(), offset,
+        random::add_scaled(p, to_float_rn(scale), x.size(), offset,
                            stream(seed, step, slot, param, role), static_cast<random::Dist>(dist));
       },
       py::arg("x").noconvert(), py::arg("scale"), py::arg("seed"), py::arg("step"), py::arg("slot"),

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "base/fpenv.h"
 #include "random/stream.h"
 #include "torch/common.h"
 
@@ -18,7 +19,7 @@ void random_sample(const Tensor& out, int64_t seed, int64_t step, int64_t slot, 
 
 void random_add(const Tensor& x, double scale, int64_t seed, int64_t step, int64_t slot,
                 int64_t param, int64_t role, int64_t offset, int64_t dist) {
-  random::add_scaled(f32(x, "x"), static_cast<float>(scale), x.numel(), offset,
+  random::add_scaled(f32(x, "x"), to_float_rn(scale), x.numel(), offset,
                      stream(seed, step, slot, param, role), static_cast<random::Dist>(dist));
 }
 

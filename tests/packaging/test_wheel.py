@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A source distribution is built, a wheel from it without torch ops, and the wheel works without torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.skipif(
+    any(importlib.util.find_spec(m) is None for m in ("build", "scikit_build_core", "pybind11")),
+    reason="needs requirements/build.txt",
+)
+
+
+def call(*command: str | Path, cwd: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LOWTIDE_", "PYTHONPATH"))}
+    done = subprocess.run(
+        [str(c) for c in command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the sdist and the wheel that was built from it, offline."""
+    folder = tmp_path_factory.mktemp("dist")
+    call(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    return next(built.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with NumPy and the wheel, and nothing else; its bin folder."""
+    folder = tmp_path_factory.mktemp("venv")
+    call(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
+    python = folder / "bin" / "python"
+    site = Path(
+        call(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=folder).stdout.strip()
+    )
+    here = Path(np.__file__).resolve().parents[1]
+    for part in here.glob("numpy*"):  # numpy, numpy.libs, numpy-*.dist-info
+        (site / part.name).symlink_to(part)
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    call(*pip, "install", "-q", "--no-index", "--no-deps", wheel, cwd=folder)
+    return folder / "bin"
+
+
+def test_source_distribution_is_complete_and_lean(built: Path) -> None:
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    assert {"CMakeLists.txt", "pyproject.toml", "LICENSE", "README.md", "PKG-INFO"} <= names
+    assert "csrc/random/stream_simd.cc" in names
+    assert "python/lowtide/_core.pyi" in names
+    assert not [n for n in names if n.endswith((".so", ".pyc")) or n.startswith(("build/", ".venv/", ".ci/"))]
+
+
+def test_wheel_is_typed_and_holds_no_strays(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    modules = [n for n in names if n.endswith(".so")]
+    assert len(modules) == 1, modules  # not the developer's in-place builds
+    assert modules[0].startswith("lowtide/_core.")
+    for name in ("lowtide/py.typed", "lowtide/_core.pyi", "lowtide/_ops.pyi"):
+        assert name in names
+    assert any(n.endswith(".dist-info/licenses/LICENSE") for n in names)
+    assert all(n.startswith(("lowtide/", "lowtide-")) for n in names)
+
+
+def test_numpy_surface_works_without_torch(environment: Path, tmp_path: Path) -> None:
+    code = """
+import importlib.util, numpy as np, lowtide as lt
+assert importlib.util.find_spec("torch") is None
+x = lt.random.sample((3, 5), seed=1)
+lt.random.add_(x, 0.5, seed=2)
+assert np.isfinite(lt.random.dot(x, seed=2))
+try:
+    lt.ops
+except lt.LowtideImportError as error:
+    assert "pip install 'torch>=2.10'" in str(error), error
+else:
+    raise AssertionError("lt.ops without torch")
+"""
+    call(environment / "python", "-c", code, cwd=tmp_path)
+
+
+def test_command_line_works_without_torch(environment: Path, tmp_path: Path) -> None:
+    out = call(environment / "lowtide", "info", cwd=tmp_path).stdout
+    assert "instruction set" in out
+    assert "lowtide" in call(environment / "lowtide", "--help", cwd=tmp_path).stdout
+    assert call(environment / "python", "-m", "lowtide", "info", cwd=tmp_path).stdout == out
