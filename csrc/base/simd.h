@@ -73,6 +73,25 @@ LT_SIMD vu32 iota() {
 
 LT_SIMD vf32 to_float(vi32 x) { return __builtin_convertvector(x, vf32); }
 
+// kLanes bytes, zero extended (gcc 12 takes __builtin_convertvector apart, byte by byte).
+LT_SIMD vi32 load_bytes(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return (vi32)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__AVX2__)
+  return (vi32)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#elif defined(__x86_64__)
+  int32_t four;
+  __builtin_memcpy(&four, p, 4);
+  const __m128i words = _mm_unpacklo_epi8(_mm_cvtsi32_si128(four), _mm_setzero_si128());
+  return (vi32)_mm_unpacklo_epi16(words, _mm_setzero_si128());
+#elif defined(__aarch64__)
+  uint32_t four;
+  __builtin_memcpy(&four, p, 4);
+  const uint16x8_t words = vmovl_u8(vcreate_u8(four));
+  return (vi32)vmovl_u16(vget_low_u16(words));
+#endif
+}
+
 // Nearest, ties to even; |x| < 2^31.
 LT_SIMD vi32 to_int_rne(vf32 x) {
 #if defined(__AVX512F__)

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// The seam: operands checked once, C cut along its longer side, private buffers per range.
+//
+// A range is a strip of C. It holds the packed operand of the other, shorter side (up to kHeld
+// wide) and lets the operand of its own side pass in blocks, so that no thread waits for another
+// and what two threads pack twice is the small operand. Chains are resumed from C, so any cut gives
+// the same bits.
+#include "quant/matmul.h"
+
+#include <algorithm>
+#include <memory>
+#include <string>
+
+#include "base/error.h"
+#include "base/parallel.h"
+#include "quant/matmul_table.h"
+
+namespace lowtide::quant {
+namespace {
+
+// Blocks of columns are whole panels on every ISA.
+constexpr int64_t kColUnit = 32;
+
+constexpr auto kTables = LT_TABLES(MatmulTable, matmul);
+
+// Pages are touched only as far as a product needs them.
+struct Workspace {
+  std::unique_ptr<float[]> held{new float[kHeld * kDepthStride]};
+  std::unique_ptr<float[]> pass{new float[kPassCols * kDepthStride]};
+};
+static_assert((kHeld + kPassCols) * kDepthStride * 4 <= kMatmulWorkspace);
+
+Workspace& workspace() {
+  thread_local Workspace w;  // also in a forked child: the thread that forked keeps its own
+  return w;
+}
+
+void check(const Operand& m, const char* name) {
+  const auto fail = [&](const std::string& what) {
+    throw Error(ErrorKind::value, std::string("matmul: ") + name + what);
+  };
+  if (m.rows < 0 || m.cols < 0) fail(" has a negative size");
+  if (m.store == Store::f32 || m.store == Store::bf16) {
+    if (m.stride < m.cols && m.rows > 1) fail(": rows overlap (the stride is below the columns)");
+    return;
+  }
+  if (m.store != Store::int8 && m.store != Store::int4) fail(": unknown storage");
+  if (m.group < 32 || m.group % 32 != 0) fail(": group must be a positive multiple of 32");
+  const GroupShape shape{m.rows, m.cols, m.group, store_bits(m.store)};
+  if (m.stride != row_bytes(shape)) fail(": codes must have the packed bytes of a row");
+  if (m.rows * m.cols > 0 && m.scale == nullptr) fail(": quantized operands need their scales");
+}
+
+bool overlap(const float* c, int64_t n, const Operand& m) {
+  if (n == 0 || m.rows * m.cols == 0) return false;
+  int64_t bytes = m.stride * m.rows;
+  if (m.store == Store::f32) bytes = ((m.rows - 1) * m.stride + m.cols) * 4;
+  if (m.store == Store::bf16) bytes = ((m.rows - 1) * m.stride + m.cols) * 2;
+  const auto c0 = reinterpret_cast<uintptr_t>(c), m0 = reinterpret_cast<uintptr_t>(m.data);
+  return c0 < m0 + static_cast<uintptr_t>(bytes) && m0 < c0 + static_cast<uintptr_t>(n) * 4;
+}
+
+// f(begin, size) over [begin, end) in even blocks of at most `most`, multiples of `unit`.
+template <class F>
+void for_blocks(int64_t begin, int64_t end, int64_t most, int64_t unit, const F& f) {
+  const int64_t blocks = (end - begin + most - 1) / most;
+  if (blocks <= 0) return;
+  const int64_t even = ((end - begin + blocks - 1) / blocks + unit - 1) / unit * unit;
+  for (int64_t at = begin; at < end; at += even) f(at, std::min(even, end - at));
+}
+
+}  // namespace
+
+void matmul(float* c, const Operand& a, bool ta, const Operand& b, bool tb) {
+  check(a, "a");
+  check(b, "b");
+  Product p{a, b, ta, tb, ta ? a.cols : a.rows, tb ? b.rows : b.cols, ta ? a.rows : a.cols, c};
+  const int64_t b_depth = tb ? b.cols : b.rows;
+  if (p.depth != b_depth)
+    throw Error(ErrorKind::value,
+                "matmul: op(a) is " + std::to_string(p.rows) + " x " + std::to_string(p.depth) +
+                    " and op(b) is " + std::to_string(b_depth) + " x " + std::to_string(p.cols) +
+                    "; the inner sizes must be equal");
+  if (overlap(c, p.rows * p.cols, a) || overlap(c, p.rows * p.cols, b))
+    throw Error(ErrorKind::value, "matmul: out must not share memory with a or b");
+  if (p.rows == 0 || p.cols == 0) return;
+  if (p.depth == 0) {
+    std::fill(c, c + p.rows * p.cols, 0.0f);
+    return;
+  }
+  const auto& table = kTables.get();
+  const bool by_rows = p.rows >= p.cols;
+  const int64_t side = by_rows ? p.rows : p.cols, other = by_rows ? p.cols : p.rows;
+  // At least two units a range, and enough work to pay for waking a thread (~10 us).
+  const int64_t unit_work = kUnit * other * p.depth;
+  const int64_t grain = std::max<int64_t>(2, (int64_t{1} << 19) / std::max<int64_t>(unit_work, 1));
+  parallel_for((side + kUnit - 1) / kUnit, grain, [&](int64_t u0, int64_t u1) {
+    const int64_t s0 = u0 * kUnit, s1 = std::min(side, u1 * kUnit);
+    Workspace& w = workspace();
+    for_blocks(0, other, kHeld, by_rows ? kColUnit : kUnit, [&](int64_t h0, int64_t held) {
+      for (int64_t k0 = 0; k0 < p.depth; k0 += kDepth) {
+        const int64_t depth = std::min(kDepth, p.depth - k0);
+        Block blk{h0, held, h0, held, k0, depth};
+        (by_rows ? table.pack_b : table.pack_a)(p, blk, w.held.get());
+        for_blocks(s0, s1, by_rows ? kPassRows : kPassCols, by_rows ? kUnit : kColUnit, [&](int64_t at, int64_t size) {
+          if (by_rows)
+            blk.i0 = at, blk.rows = size;
+          else
+            blk.j0 = at, blk.cols = size;
+          (by_rows ? table.pack_a : table.pack_b)(p, blk, w.pass.get());
+          const float* held_data = w.held.get();
+          const float* pass_data = w.pass.get();
+          table.multiply(p, blk, by_rows ? pass_data : held_data,
+                         by_rows ? held_data : pass_data);
+        });
+      }
+    });
+  });
+}
+
+}  // namespace lowtide::quant

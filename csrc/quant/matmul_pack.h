@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+// Decoding and packing of operand tiles, kLanes elements at a time. For *_simd.cc files only.
+#pragma once
+#include "base/simd.h"
+#include "quant/matmul_table.h"
+
+namespace lowtide::quant {
+namespace {
+
+// One group of one stored row, ready to be decoded.
+template <Store S>
+struct Decoder {
+  static constexpr bool kCodes = S == Store::int8 || S == Store::int4;
+  const Operand& m;
+  int64_t row;
+  vi32 zero;
+  float scale;
+
+  // `g` is the index of the group within its row.
+  inline __attribute__((always_inline)) Decoder(const Operand& op, int64_t r, int64_t per_row,
+                                                int64_t g)
+      : m(op), row(r) {
+    if constexpr (kCodes) {
+      const int64_t at = r * per_row + g;
+      zero = splat_i(op.zero != nullptr ? op.zero[at] : symmetric_zero(store_bits(S)));
+      scale = op.scale[at];
+    }
+  }
+
+  // Columns [col, col + kLanes), col a multiple of kLanes for codes.
+  inline __attribute__((always_inline)) vf32 at(int64_t col) const {
+    if constexpr (S == Store::f32) {
+      return load<vf32>(static_cast<const float*>(m.data) + row * m.stride + col);
+    } else if constexpr (S == Store::bf16) {
+      return bf16_to_float(
+          load<vu16>(static_cast<const uint16_t*>(m.data) + row * m.stride + col));
+    } else {
+      const uint8_t* p = static_cast<const uint8_t*>(m.data) + row * m.stride;
+      vi32 code;
+      if constexpr (S == Store::int8) {
+        code = load_bytes(p + col);
+      } else {
+        const vi32 byte = load_bytes(p + col / 32 * 16 + col % 16);
+        code = (col & 16) == 0 ? byte & 15 : byte >> 4;
+      }
+      return to_float(code - zero) * scale;
+    }
+  }
+};
+
+// The first n < kLanes elements from `col` on, the rest 0; touches nothing beyond.
+vf32 load_tail(const Operand& m, int64_t row, int64_t col, int64_t n) {
+  vf32 v = {};
+  for (int64_t i = 0; i < n; ++i) v[i] = operand_at(m, row, col + i);
+  return v;
+}
+
+template <Store S>
+LT_SIMD int64_t groups_of(const Operand& m) {
+  return Decoder<S>::kCodes ? (m.cols + m.group - 1) / m.group : 0;
+}
+
+// f(first, last, g) over [c0, c1) cut at the borders of groups.
+template <Store S, class F>
+LT_SIMD void for_groups(const Operand& m, int64_t c0, int64_t c1, const F& f) {
+  if constexpr (Decoder<S>::kCodes) {
+    for (int64_t c = c0; c < c1;) {
+      const int64_t g = c / m.group;
+      const int64_t end = (g + 1) * m.group < c1 ? (g + 1) * m.group : c1;
+      f(c, end, g);
+      c = end;
+    }
+  } else {
+    f(c0, c1, int64_t{0});
+  }
+}
+
+// dst(r - r0, c - c0) receives kLanes consecutive columns (zeros beyond the last).
+template <Store S, class Dst>
+LT_SIMD void copy_block(const Operand& m, int64_t r0, int64_t rows, int64_t c0, int64_t cols,
+                        const Dst& dst) {
+  const int64_t per_row = groups_of<S>(m);
+  for (int64_t r = 0; r < rows; ++r)
+    for_groups<S>(m, c0, c0 + cols, [&](int64_t first, int64_t last, int64_t g) {
+      const Decoder<S> d(m, r0 + r, per_row, g);
+      int64_t c = first;
+      for (; c + kLanes <= last; c += kLanes) store(dst(r, c - c0), d.at(c));
+      if (c < last) store(dst(r, c - c0), load_tail(m, r0 + r, c, last - c));
+    });
+}
+
+// A kLanes x kLanes tile: log2(kLanes) rounds of interleaving the upper and the lower half.
+LT_SIMD void transpose(vf32 v[kLanes]) {
+  vi32 lo, hi;
+  for (int i = 0; i < kLanes / 2; ++i) {
+    lo[2 * i] = i, lo[2 * i + 1] = kLanes + i;
+    hi[2 * i] = kLanes / 2 + i, hi[2 * i + 1] = kLanes + kLanes / 2 + i;
+  }
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes; round *= 2) {
+    vf32 w[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      w[2 * i] = __builtin_shuffle(v[i], v[i + kLanes / 2], lo);
+      w[2 * i + 1] = __builtin_shuffle(v[i], v[i + kLanes / 2], hi);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) v[i] = w[i];
+  }
+}
+
+// dst(c - c0, r - r0) receives kLanes consecutive rows of column c (zeros beyond the last).
+template <Store S, class Dst>
+LT_SIMD void transpose_block(const Operand& m, int64_t r0, int64_t rows, int64_t c0, int64_t cols,
+                             const Dst& dst) {
+  const int64_t per_row = groups_of<S>(m);
+  for (int64_t r = 0; r < rows; r += kLanes) {
+    const int64_t height = rows - r < kLanes ? rows - r : kLanes;
+    for_groups<S>(m, c0, c0 + cols, [&](int64_t first, int64_t last, int64_t g) {
+      for (int64_t c = first; c < last; c += kLanes) {
+        vf32 v[kLanes];
+        const int64_t width = last - c < kLanes ? last - c : kLanes;
+        if (height == kLanes && width == kLanes) {
+#pragma GCC unroll 16
+          for (int i = 0; i < kLanes; ++i) v[i] = Decoder<S>(m, r0 + r + i, per_row, g).at(c);
+        } else {
+          for (int i = 0; i < kLanes; ++i)
+            v[i] = i < height ? load_tail(m, r0 + r + i, c, width) : vf32{};
+        }
+        transpose(v);
+        if (width == kLanes) {
+#pragma GCC unroll 16
+          for (int i = 0; i < kLanes; ++i) store(dst(c - c0 + i, r), v[i]);
+        } else {
+          for (int64_t i = 0; i < width; ++i) store(dst(c - c0 + i, r), v[i]);
+        }
+      }
+    });
+  }
+}
+
+template <class Dst>
+LT_SIMD void pack(const Operand& m, bool transposed, int64_t r0, int64_t rows, int64_t c0,
+                  int64_t cols, const Dst& dst) {
+  const auto run = [&]<Store S>() {
+    if (transposed)
+      transpose_block<S>(m, c0, cols, r0, rows, dst);
+    else
+      copy_block<S>(m, r0, rows, c0, cols, dst);
+  };
+  switch (m.store) {
+    case Store::f32: return run.template operator()<Store::f32>();
+    case Store::bf16: return run.template operator()<Store::bf16>();
+    case Store::int8: return run.template operator()<Store::int8>();
+    case Store::int4: return run.template operator()<Store::int4>();
+  }
+}
+
+}  // namespace
+}  // namespace lowtide::quant

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// The scalar definition: three loops over the operands as they are stored, nothing packed.
+#include "quant/matmul_table.h"
+
+namespace lowtide::quant {
+namespace {
+
+void pack_nothing(const Product&, const Block&, float*) {}
+
+void multiply_ref(const Product& p, const Block& b, const float*, const float*) {
+  for (int64_t i = b.i0; i < b.i0 + b.rows; ++i)
+    for (int64_t j = b.j0; j < b.j0 + b.cols; ++j) {
+      float* c = p.c + i * p.cols + j;
+      *c = matmul_chain(b.k0 == 0 ? 0.0f : *c, p.a, p.ta, p.b, p.tb, i, j, b.k0, b.k0 + b.depth);
+    }
+}
+
+}  // namespace
+
+const MatmulTable matmul_scalar = {pack_nothing, pack_nothing, multiply_ref};
+
+}  // namespace lowtide::quant
