@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products of the shapes that training meets, against the machine's own multiply-add peak, measured
-// on registers with the same threads: `roofline` is the fraction reached, `items` are multiply-adds.
-// Each bench verifies a corner of its result against the scalar path after timing.
+// on registers with the same threads: `roofline` is the fraction reached, `items` are
+// multiply-adds. Each bench verifies a corner of its result against the scalar path after timing.
 #include "quant/matmul.h"
 
 #include "roofline.h"
@@ -13,16 +13,16 @@ using quant::Operand;
 using quant::Store;
 
 // Ten independent chains hide the latency of two multiply-add ports.
-#define LT_FMA_CHAINS(name, bytes, ...)                                         \
+#define LT_FMA_CHAINS(name, bytes, ...)                                                \
   __VA_ARGS__ __attribute__((optimize("O3,fp-contract=fast"))) float name(int64_t n) { \
-    typedef float V __attribute__((vector_size(bytes)));                        \
-    V acc[10] = {};                                                             \
-    V x = V{} + 0.999f, y = V{} + 1e-3f;                                        \
-    for (int64_t i = 0; i < n; ++i)                                             \
-      for (int c = 0; c < 10; ++c) acc[c] = acc[c] * x + y;                     \
-    V sum = {};                                                                 \
-    for (int c = 0; c < 10; ++c) sum += acc[c];                                 \
-    return sum[0];                                                              \
+    typedef float V __attribute__((vector_size(bytes)));                               \
+    V acc[10] = {};                                                                    \
+    V x = V{} + 0.999f, y = V{} + 1e-3f;                                               \
+    for (int64_t i = 0; i < n; ++i)                                                    \
+      for (int c = 0; c < 10; ++c) acc[c] = acc[c] * x + y;                            \
+    V sum = {};                                                                        \
+    for (int c = 0; c < 10; ++c) sum += acc[c];                                        \
+    return sum[0];                                                                     \
   }
 #if defined(__x86_64__)
 LT_FMA_CHAINS(chains512, 64, __attribute__((target("arch=x86-64-v4"))))

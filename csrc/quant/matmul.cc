@@ -77,10 +77,10 @@ void matmul(float* c, const Operand& a, bool ta, const Operand& b, bool tb) {
   Product p{a, b, ta, tb, ta ? a.cols : a.rows, tb ? b.rows : b.cols, ta ? a.rows : a.cols, c};
   const int64_t b_depth = tb ? b.cols : b.rows;
   if (p.depth != b_depth)
-    throw Error(ErrorKind::value,
-                "matmul: op(a) is " + std::to_string(p.rows) + " x " + std::to_string(p.depth) +
-                    " and op(b) is " + std::to_string(b_depth) + " x " + std::to_string(p.cols) +
-                    "; the inner sizes must be equal");
+    throw Error(ErrorKind::value, "matmul: op(a) is " + std::to_string(p.rows) + " x " +
+                                      std::to_string(p.depth) + " and op(b) is " +
+                                      std::to_string(b_depth) + " x " + std::to_string(p.cols) +
+                                      "; the inner sizes must be equal");
   if (overlap(c, p.rows * p.cols, a) || overlap(c, p.rows * p.cols, b))
     throw Error(ErrorKind::value, "matmul: out must not share memory with a or b");
   if (p.rows == 0 || p.cols == 0) return;
@@ -102,17 +102,18 @@ void matmul(float* c, const Operand& a, bool ta, const Operand& b, bool tb) {
         const int64_t depth = std::min(kDepth, p.depth - k0);
         Block blk{h0, held, h0, held, k0, depth};
         (by_rows ? table.pack_b : table.pack_a)(p, blk, w.held.get());
-        for_blocks(s0, s1, by_rows ? kPassRows : kPassCols, by_rows ? kUnit : kColUnit, [&](int64_t at, int64_t size) {
-          if (by_rows)
-            blk.i0 = at, blk.rows = size;
-          else
-            blk.j0 = at, blk.cols = size;
-          (by_rows ? table.pack_a : table.pack_b)(p, blk, w.pass.get());
-          const float* held_data = w.held.get();
-          const float* pass_data = w.pass.get();
-          table.multiply(p, blk, by_rows ? pass_data : held_data,
-                         by_rows ? held_data : pass_data);
-        });
+        for_blocks(s0, s1, by_rows ? kPassRows : kPassCols, by_rows ? kUnit : kColUnit,
+                   [&](int64_t at, int64_t size) {
+                     if (by_rows)
+                       blk.i0 = at, blk.rows = size;
+                     else
+                       blk.j0 = at, blk.cols = size;
+                     (by_rows ? table.pack_a : table.pack_b)(p, blk, w.pass.get());
+                     const float* held_data = w.held.get();
+                     const float* pass_data = w.pass.get();
+                     table.multiply(p, blk, by_rows ? pass_data : held_data,
+                                    by_rows ? held_data : pass_data);
+                   });
       }
     });
   });

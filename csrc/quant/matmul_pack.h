@@ -17,8 +17,8 @@ struct Decoder {
   float scale;
 
   // `g` is the index of the group within its row.
-  inline __attribute__((always_inline)) Decoder(const Operand& op, int64_t r, int64_t per_row,
-                                                int64_t g)
+  inline __attribute__((always_inline))
+  Decoder(const Operand& op, int64_t r, int64_t per_row, int64_t g)
       : m(op), row(r) {
     if constexpr (kCodes) {
       const int64_t at = r * per_row + g;
@@ -32,8 +32,7 @@ struct Decoder {
     if constexpr (S == Store::f32) {
       return load<vf32>(static_cast<const float*>(m.data) + row * m.stride + col);
     } else if constexpr (S == Store::bf16) {
-      return bf16_to_float(
-          load<vu16>(static_cast<const uint16_t*>(m.data) + row * m.stride + col));
+      return bf16_to_float(load<vu16>(static_cast<const uint16_t*>(m.data) + row * m.stride + col));
     } else {
       const uint8_t* p = static_cast<const uint8_t*>(m.data) + row * m.stride;
       vi32 code;
@@ -149,10 +148,14 @@ LT_SIMD void pack(const Operand& m, bool transposed, int64_t r0, int64_t rows, i
       copy_block<S>(m, r0, rows, c0, cols, dst);
   };
   switch (m.store) {
-    case Store::f32: return run.template operator()<Store::f32>();
-    case Store::bf16: return run.template operator()<Store::bf16>();
-    case Store::int8: return run.template operator()<Store::int8>();
-    case Store::int4: return run.template operator()<Store::int4>();
+    case Store::f32:
+      return run.template operator()<Store::f32>();
+    case Store::bf16:
+      return run.template operator()<Store::bf16>();
+    case Store::int8:
+      return run.template operator()<Store::int8>();
+    case Store::int4:
+      return run.template operator()<Store::int4>();
   }
 }
 

@@ -33,8 +33,8 @@ LT_HD float operand_at(const Operand& m, int64_t row, int64_t col) {
 }
 
 // op(A)[i, 0..depth) . op(B)[0..depth, j]: one chain of fused multiply-adds in the order of k.
-LT_HD float matmul_chain(float acc, const Operand& a, bool ta, const Operand& b, bool tb,
-                         int64_t i, int64_t j, int64_t k0, int64_t k1) {
+LT_HD float matmul_chain(float acc, const Operand& a, bool ta, const Operand& b, bool tb, int64_t i,
+                         int64_t j, int64_t k0, int64_t k1) {
   for (int64_t k = k0; k < k1; ++k) {
     const float x = ta ? operand_at(a, k, i) : operand_at(a, i, k);
     const float y = tb ? operand_at(b, j, k) : operand_at(b, k, j);

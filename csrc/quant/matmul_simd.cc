@@ -30,8 +30,7 @@ void tile(const float* a, const float* b, int64_t depth, float* c, int64_t ldc, 
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v)
-      acc[i][v] = resume ? load<vf32>(c + i * ldc + v * kLanes) : vf32{};
+    for (int v = 0; v < V; ++v) acc[i][v] = resume ? load<vf32>(c + i * ldc + v * kLanes) : vf32{};
   for (int64_t k = 0; k < depth; ++k) {
     vf32 bv[V];
 #pragma GCC unroll 2
@@ -70,9 +69,7 @@ constexpr Tiles<2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12> kWideTiles;
 #endif
 
 // Panels of kWide columns, each depth x kWide; the last is kLanes wide if that is enough.
-LT_SIMD int64_t panel_width(int64_t j, int64_t cols) {
-  return cols - j > kLanes ? kWide : kLanes;
-}
+LT_SIMD int64_t panel_width(int64_t j, int64_t cols) { return cols - j > kLanes ? kWide : kLanes; }
 
 void pack_a_simd(const Product& p, const Block& b, float* packed) {
   pack(p.a, p.ta, b.i0, b.rows, b.k0, b.depth,

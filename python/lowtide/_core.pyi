@@ -14,6 +14,7 @@ __all__: list[str] = [
     "active_isa_id",
     "available_isas",
     "build_info",
+    "matmul",
     "num_threads",
     "random_add",
     "random_dot",
@@ -31,6 +32,23 @@ def build_info() -> dict[str, str]:
     Version, compiler and build type of this binary.
     """
 
+def matmul(
+    out: numpy.typing.NDArray[numpy.float32],
+    a: numpy.ndarray,
+    a_scale: numpy.typing.NDArray[numpy.float32] | None,
+    a_zero: numpy.typing.NDArray[numpy.uint8] | None,
+    a_bits: int,
+    a_cols: int,
+    a_group: int,
+    ta: bool,
+    b: numpy.ndarray,
+    b_scale: numpy.typing.NDArray[numpy.float32] | None,
+    b_zero: numpy.typing.NDArray[numpy.uint8] | None,
+    b_bits: int,
+    b_cols: int,
+    b_group: int,
+    tb: bool,
+) -> None: ...
 def num_threads() -> int: ...
 def random_add(
     x: numpy.typing.NDArray[numpy.float32],

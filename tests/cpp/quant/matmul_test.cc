@@ -60,12 +60,8 @@ struct Kind {
   Store store;
   bool symmetric;
 };
-const Kind kKinds[] = {{Store::f32, false},
-                       {Store::bf16, false},
-                       {Store::int8, false},
-                       {Store::int8, true},
-                       {Store::int4, false},
-                       {Store::int4, true}};
+const Kind kKinds[] = {{Store::f32, false}, {Store::bf16, false}, {Store::int8, false},
+                       {Store::int8, true}, {Store::int4, false}, {Store::int4, true}};
 
 std::vector<float> product(const Operand& a, bool ta, const Operand& b, bool tb) {
   const int64_t rows = ta ? a.cols : a.rows, cols = tb ? b.rows : b.cols;
@@ -78,9 +74,9 @@ void expect_same(int64_t m, int64_t n, int64_t k, const Kind& ka, bool ta, const
                  int64_t slack = 0) {
   const Stored a(ka.store, ka.symmetric, ta ? k : m, ta ? m : k, 1, 64, slack);
   const Stored b(kb.store, kb.symmetric, tb ? n : k, tb ? k : n, 2, 96, slack);
-  SCOPED_TRACE(::testing::Message() << m << "x" << n << "x" << k << " ta " << ta << " tb " << tb
-                                    << " stores " << static_cast<int>(ka.store)
-                                    << static_cast<int>(kb.store));
+  SCOPED_TRACE(::testing::Message()
+               << m << "x" << n << "x" << k << " ta " << ta << " tb " << tb << " stores "
+               << static_cast<int>(ka.store) << static_cast<int>(kb.store));
   same_everywhere([&] { return digest(product(a.op, ta, b.op, tb)); });
 }
 
@@ -198,7 +194,8 @@ TEST(Matmul, BadOperandsAreRefusedAndNothingIsWritten) {
 // The format is a promise: the same packed bytes give the same product in every later version.
 TEST(Matmul, Digest) {
   const Stored a(Store::f32, false, 70, 300, 5), b(Store::int4, false, 45, 300, 6);
-  EXPECT_EQ(same_everywhere([&] { return digest(product(a.op, false, b.op, true)); }), 0xd5dedfb1488218bdull);
+  EXPECT_EQ(same_everywhere([&] { return digest(product(a.op, false, b.op, true)); }),
+            0xd5dedfb1488218bdull);
 }
 
 }  // namespace
