@@ -19,6 +19,14 @@ nightly:  ## make test with the slow tests
 	tools/setup.sh apt cross build test bench
 	$(STAGES) nightly
 
+demo:  ## fine-tune a real language model with AdamW, GaLore and Q-GaLore; one table, one figure
+	tools/setup.sh apt build demo package
+	.venv/bin/python examples/demo.py $(DEMO_ARGS)
+
+bench:  ## C++ and Python benches against measured machine limits and other libraries; JSON in bench/results
+	tools/setup.sh apt build bench package
+	.venv/bin/python tools/run_benches.py $(BENCH_ARGS)
+
 lint:  ## ruff, clang-format, mypy --strict, SPDX lines, file lengths, kernel stems, stub drift
 	tools/setup.sh apt build test
 	$(STAGES) lint
@@ -27,7 +35,7 @@ format:  ## rewrite the sources with ruff and clang-format
 	tools/setup.sh build test
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
-	git ls-files -z '*.h' '*.cc' '*.cu' '*.cuh' | xargs -0 .venv/bin/clang-format -i
+	git ls-files -z '*.c' '*.h' '*.cc' '*.cu' '*.cuh' | xargs -0 .venv/bin/clang-format -i
 
 inplace:  ## build the native modules into python/lowtide (work on the source tree with PYTHONPATH=python)
 	mkdir -p build

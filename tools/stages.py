@@ -56,11 +56,12 @@ LINT = Stage(
     "ruff, clang-format, SPDX lines, file lengths, kernel stems",
     f"""{BIN}/ruff check .
 {BIN}/ruff format --check .
-git ls-files -z '*.h' '*.cc' '*.cu' '*.cuh' | xargs -0 {BIN}/clang-format --dry-run -Werror
+git ls-files -z '*.c' '*.h' '*.cc' '*.cu' '*.cuh' | xargs -0 {BIN}/clang-format --dry-run -Werror
 {BIN}/python tools/check_spdx.py
 {BIN}/python tools/check_lengths.py
-{BIN}/python tools/check_stems.py""",
-    closing=r"passed|checked|formatted|complete",
+{BIN}/python tools/check_stems.py
+{BIN}/python tools/check_pins.py""",
+    closing=r"passed|checked|formatted",
 )
 MYPY = Stage("mypy", "mypy --strict on the package", f"{BIN}/mypy", closing=r"Success|Found")
 STUBS = Stage(
@@ -73,6 +74,12 @@ STUBS = Stage(
 # The native modules are built by the package stage; here only what C++ tests and benches need.
 _NO_PYTHON = "-DLOWTIDE_PYTHON=OFF -DLOWTIDE_TORCH=OFF"
 CPP = Stage("cpp", "C++ tests, every ISA", _preset("release", configure=_NO_PYTHON), _CTEST)
+BENCH = Stage(
+    "bench",
+    "C++ benches run and verify their outputs",
+    f"{BIN}/python tools/run_benches.py --check",
+    closing="^==>",
+)
 ASAN = Stage("asan-ubsan", "C++ tests, Address- and UBSanitizer", _preset("asan-ubsan"), _CTEST)
 TSAN = Stage("tsan", "C++ tests, ThreadSanitizer", _preset("tsan"), _CTEST)
 NEON = Stage(
@@ -92,7 +99,7 @@ CUDA = Stage(
 PACKAGE = Stage(
     "package",
     "pip install . with torch ops; the installed package is the one that imports",
-    f"""tools/setup.sh package
+    f"""LOWTIDE_WERROR=ON tools/setup.sh package
 cd / && {ROOT}/{BIN}/python - <<'PY'
 import lowtide, lowtide.ops
 assert "site-packages" in lowtide.__file__, lowtide.__file__
@@ -112,7 +119,7 @@ PYTEST_ALL = _pytest(
     "pytest", "Python tests on the installed package, slow ones too", "-m 'slow or not slow'", 120
 )
 
-_COMMON = (LINT, MYPY, CPP, ASAN, TSAN, NEON, CUDA, PACKAGE, STUBS)
+_COMMON = (LINT, MYPY, CPP, BENCH, ASAN, TSAN, NEON, CUDA, PACKAGE, STUBS)
 
 SUITES: dict[str, tuple[Stage, ...]] = {
     "lint": (LINT, MYPY, PACKAGE, STUBS),

@@ -7,6 +7,7 @@
 #define LT_CAT_(a, b) a##b
 #define LT_CAT(a, b) LT_CAT_(a, b)
 
-static struct PyModuleDef def = {PyModuleDef_HEAD_INIT, LT_STR(LOWTIDE_MODULE), 0, 0, 0, 0, 0, 0, 0};
+static struct PyModuleDef def = {
+    PyModuleDef_HEAD_INIT, LT_STR(LOWTIDE_MODULE), 0, 0, 0, 0, 0, 0, 0};
 
 PyMODINIT_FUNC LT_CAT(PyInit_, LOWTIDE_MODULE)(void) { return PyModuleDef_Init(&def); }
