@@ -9,7 +9,15 @@ import sys
 from check_spdx import ROOT
 
 #: Kernels whose CUDA source is still to be written. Empty is the goal; a stem that has one must leave.
-NO_CUDA_YET: set[str] = set()
+NO_CUDA_YET = {
+    "lowrank/range_finder",
+    "optim/adamw",
+    "optim/apply_update",
+    "quant/dynamic_map",
+    "quant/group_codec",
+    "quant/matmul",
+    "quant/requant",
+}
 
 
 def files_of(family: str, stem: str) -> list[str]:
@@ -35,16 +43,17 @@ def main() -> int:
     for family, stem in sorted(registered | present):
         for name in files_of(family, stem):
             exists = (ROOT / name).exists()
-            pending = name.endswith(".cu") and f"{family}/{stem}" in NO_CUDA_YET
-            if not exists and not pending:
+            excused = name.endswith(".cu") and f"{family}/{stem}" in NO_CUDA_YET
+            if not exists and not excused:
                 faults.append(f"kernel {family}/{stem}: {name} is missing")
-            if exists and pending:
+            if exists and excused:
                 faults.append(
                     f"kernel {family}/{stem} has its .cu: take it out of NO_CUDA_YET in tools/check_stems.py"
                 )
     for fault in faults:
         print(fault)
-    without = f" ({len(NO_CUDA_YET)} without CUDA so far)" if NO_CUDA_YET else ""
+    pending = [f"{f}/{s}" for f, s in sorted(registered) if f"{f}/{s}" in NO_CUDA_YET]
+    without = f" ({len(pending)} without CUDA so far: {', '.join(pending)})" if pending else ""
     print(f"kernel stems: {len(registered | present)} checked, {len(faults)} faults{without}")
     return 1 if faults else 0
 
