@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from . import lint
 from .errors import PtxError
-from .ptx_types import C_TYPE, storage
+from .ptx_types import C_TYPE, bits, storage
 from .syntax import Entry, Module, Statement, Variable
 
 SPECIAL = {
@@ -94,10 +94,9 @@ class Emitter:
         """C++ expression of an operand's bits."""
         if operand in SPECIAL:
             return SPECIAL[operand]
-        name = operand.lstrip("%")
-        if name in self.entry.body.registers and (operand.startswith("%") or name not in self.shared):
-            self.used.add(name)
-            return f"r_{name}"
+        if operand in self.entry.body.registers:
+            self.used.add(operand)
+            return variable(operand)
         if m := re.fullmatch(r"0[fF]([0-9a-fA-F]{8})", operand):
             return f"0x{m[1]}u"
         if m := re.fullmatch(r"0[dD]([0-9a-fA-F]{16})", operand):
@@ -113,13 +112,22 @@ class Emitter:
             return f"reinterpret_cast<uint64_t>(args[{self.params[operand][0]}])"
         if any(v.name == operand for v in self.locals):
             return f"reinterpret_cast<uint64_t>(v_{operand})"
-        if operand.startswith("!"):
-            return "!" + self.bits(operand[1:])
         raise PtxError(f"operand {operand} is not known")
 
     def value(self, operand: str, ptx_type: str) -> str:
         """C++ expression of an operand as a value of a PTX type."""
+        register = self.entry.body.registers.get(operand)
+        if register is not None and (
+            bits(register) < bits(ptx_type) or (register == "pred") != (ptx_type == "pred")
+        ):
+            raise PtxError(f"register {operand} (.{register}) read as .{ptx_type}")
         return f"As<{C_TYPE[ptx_type]}>({self.bits(operand)})"
+
+    def condition(self, operand: str) -> str:
+        """C++ expression of a predicate, possibly negated as !%p."""
+        if operand.startswith("!"):
+            return "!" + self.condition(operand[1:])
+        return self.value(operand, "pred")
 
     def address(self, operand: str) -> str:
         """C++ expression of `[register+offset]` or `[variable+offset]`."""
@@ -139,9 +147,9 @@ class Emitter:
             self.emit(f"(void)({expression});")
             return
         target = self.bits(destination)
-        if not target.startswith("r_"):
+        if destination not in self.entry.body.registers:
             raise PtxError(f"{destination} cannot be written")
-        kind = storage(self.entry.body.registers[destination.lstrip("%")])
+        kind = storage(self.entry.body.registers[destination])
         self.emit(f"{target} = Reg<{kind}>({expression});")
 
     def statement(self, s: Statement) -> None:
@@ -162,7 +170,7 @@ class Emitter:
         translate(self, Instruction(opcode, split_operands(rest), f"kSites[{len(self.sites) - 1}]"))
         if predicate:
             body = " ".join(self.lines[start:])
-            self.lines[start:] = [f"if ({negated}{self.bits(predicate)}) {{ {body} }}"]
+            self.lines[start:] = [f"if ({self.condition(negated + predicate)}) {{ {body} }}"]
         if s.source and self.lines[start:]:
             self.lines.insert(start, f'#line {line} "{file}"')
 
@@ -177,7 +185,7 @@ class Emitter:
         """The C++ text: sites, local variables, registers, instructions."""
         registers: dict[str, list[str]] = {}
         for name in sorted(self.used):
-            registers.setdefault(storage(self.entry.body.registers[name]), []).append(f"r_{name} = 0")
+            registers.setdefault(storage(self.entry.body.registers[name]), []).append(f"{variable(name)} = 0")
         out = [
             f"const Site kSites{index}[] = {{",
             *[f"    {s}," for s in self.sites or ['{"", "", 0, 0}']],
@@ -194,6 +202,11 @@ class Emitter:
         out += [x if x.startswith("#") else "  " + x for x in self.lines]
         out.append("}")
         return "\n".join(out)
+
+
+def variable(register: str) -> str:
+    """C++ name of a register; %x and x are different registers."""
+    return "r_" + register[1:] if register.startswith("%") else "n_" + register.replace("$", "_")
 
 
 def label(name: str) -> str:

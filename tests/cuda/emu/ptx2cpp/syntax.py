@@ -35,7 +35,7 @@ class Statement:
 @dataclass
 class Body:
     statements: list[Statement] = field(default_factory=list)
-    registers: dict[str, str] = field(default_factory=dict)  # name without %, PTX type
+    registers: dict[str, str] = field(default_factory=dict)  # name as written, PTX type
     variables: list[Variable] = field(default_factory=list)
     tables: dict[str, list[str]] = field(default_factory=dict)  # .branchtargets
 
@@ -213,7 +213,7 @@ def parse_body(text: str, first_line: int) -> Body:
                         serial += 1
                         scopes[-1][name] = f"%scope{serial}_{name.lstrip('%')}"
                         name = scopes[-1][name]
-                    body.registers[name.lstrip("%")] = m[1]
+                    body.registers[name] = m[1]
         elif m := re.fullmatch(r"([\w$]+)\s*:\s*\.branchtargets\s+(.*)", t, re.S):
             body.tables[m[1]] = [x.strip() for x in m[2].split(",")]
         elif t.startswith((".shared", ".local")):

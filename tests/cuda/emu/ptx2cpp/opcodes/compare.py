@@ -40,7 +40,7 @@ def _setp(e: Emitter, i: Instruction, m: re.Match[str]) -> None:
     opposite = f"!{condition}"
     if combine:
         c = {"and": "&", "or": "|", "xor": "^"}[combine]
-        other = f"As<bool>({e.bits(i.operands[3])})"
+        other = f"{e.condition(i.operands[3])}"
         condition, opposite = f"As<bool>({condition} {c} {other})", f"As<bool>({opposite} {c} {other})"
     p, _, q = i.operands[0].partition("|")
     if not q:
@@ -62,7 +62,7 @@ def _set(e: Emitter, i: Instruction, m: re.Match[str]) -> None:
 def _selp(e: Emitter, i: Instruction, m: re.Match[str]) -> None:
     d, a, b, p = i.operands
     t = unsigned(m[1])
-    e.assign(d, f"As<bool>({e.bits(p)}) ? {e.value(a, t)} : {e.value(b, t)}")
+    e.assign(d, f"{e.condition(p)} ? {e.value(a, t)} : {e.value(b, t)}")
 
 
 @opcode(r"slct\.([busf](?:16|32|64))\.s32", 4)

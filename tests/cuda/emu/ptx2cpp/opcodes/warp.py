@@ -26,7 +26,7 @@ def _sync(e: Emitter, i: Instruction, m: re.Match[str]) -> None:
 def _reduce(e: Emitter, i: Instruction, m: re.Match[str]) -> None:
     d, barrier, p = i.operands
     _barrier_zero(i, barrier)
-    votes = f"BlockBarrier({i.site}, As<bool>({e.bits(p)}))"
+    votes = f"BlockBarrier({i.site}, {e.condition(p)})"
     e.assign(
         d,
         {
@@ -60,7 +60,7 @@ def _vote(e: Emitter, i: Instruction, m: re.Match[str]) -> None:
     d, p, mask = i.operands
     if (m[1] == "ballot") != (m[2] == "b32"):
         raise PtxError(f"{i.opcode} does not exist")
-    ballot = f"Ballot({e.value(mask, 'u32')}, As<bool>({e.bits(p)}), {i.site})"
+    ballot = f"Ballot({e.value(mask, 'u32')}, {e.condition(p)}, {i.site})"
     whole = "machine.current->mask"  # the lanes of the mask that exist
     expression = {
         "ballot": ballot,
