@@ -30,13 +30,13 @@ foreach(flavour plain tsan asan)
   target_compile_options(lowtide_emu_${flavour} PRIVATE -O2 -g1)
 endforeach()
 
-# lowtide_ptx(variable source): C++ of the PTX of a .cu, one file per architecture in variable_<arch>.
+# lowtide_ptx(variable source flags...): C++ of the PTX of a .cu, one file per architecture in variable_<arch>.
 function(lowtide_ptx variable source)
   file(RELATIVE_PATH _name ${PROJECT_SOURCE_DIR} ${source})
   string(REGEX REPLACE "[/.]" "_" _name ${_name})
   foreach(arch ${LOWTIDE_PTX_ARCHS})
     set(_ptx ${CMAKE_BINARY_DIR}/cuda/${_name}_${arch}.ptx)
-    lowtide_nvcc(${_ptx} ${source} ${_ptx}.txt -arch=compute_${arch} -ptx)
+    lowtide_nvcc(${_ptx} ${source} ${_ptx}.txt ${ARGN} -arch=compute_${arch} -ptx)
     add_custom_command(OUTPUT ${_ptx}.cc
       COMMAND ${Python3_EXECUTABLE} ${LOWTIDE_EMU}/ptx2cpp ${_ptx} -o ${_ptx}.cc
       DEPENDS ${_ptx} ${LOWTIDE_PTX2CPP} COMMENT "ptx2cpp ${_name} compute_${arch}" VERBATIM)
@@ -91,3 +91,20 @@ foreach(kernel ${LOWTIDE_CUDA_STEMS})
     set_tests_properties(cuda.${stem}.${flavour} PROPERTIES ENVIRONMENT "LT_EMU_ORDER=random;${LOWTIDE_SANITIZER_ENV}" LABELS cuda)
   endforeach()
 endforeach()
+
+# The net itself: kernels and host code with seeded bugs, which the builds together must catch.
+set(_bugs ${PROJECT_SOURCE_DIR}/tests/cuda/seeded/bugs.cu)
+lowtide_nvcc(${CMAKE_BINARY_DIR}/cuda/seeded_bugs.o ${_bugs} ${CMAKE_BINARY_DIR}/cuda/seeded_bugs.txt
+  -I${PROJECT_SOURCE_DIR}/tests/cuda -arch=compute_80 -code=compute_80 -c)
+set_source_files_properties(${CMAKE_BINARY_DIR}/cuda/seeded_bugs.o PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
+lowtide_ptx(_seeded ${_bugs} -I${PROJECT_SOURCE_DIR}/tests/cuda)
+foreach(flavour plain tsan asan)
+  add_executable(cuda_seeded_${flavour} tests/cuda/seeded/main.cc ${CMAKE_BINARY_DIR}/cuda/seeded_bugs.o ${_seeded_80})
+  target_include_directories(cuda_seeded_${flavour} PRIVATE ${PROJECT_SOURCE_DIR}/tests/cuda)
+  target_compile_options(cuda_seeded_${flavour} PRIVATE ${LOWTIDE_SANITIZE_${flavour}} -fno-omit-frame-pointer)
+  target_link_options(cuda_seeded_${flavour} PRIVATE ${LOWTIDE_SANITIZE_${flavour}})
+  target_link_libraries(cuda_seeded_${flavour} PRIVATE lowtide_flags lowtide_emu_${flavour})
+endforeach()
+add_test(NAME cuda.seeded_bugs COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/cuda/seeded/check_net.py
+  plain=$<TARGET_FILE:cuda_seeded_plain> tsan=$<TARGET_FILE:cuda_seeded_tsan> asan=$<TARGET_FILE:cuda_seeded_asan>)
+set_tests_properties(cuda.seeded_bugs PROPERTIES LABELS cuda)

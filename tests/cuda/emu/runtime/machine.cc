@@ -169,7 +169,8 @@ void Launch(const Kernel& kernel, const LaunchShape& shape, void** args) {
                            static_cast<unsigned>(b / shape.grid.x % shape.grid.y),
                            static_cast<unsigned>(b / shape.grid.x / shape.grid.y)};
     machine.shared = AllocatePoisoned(machine.shared_bytes);
-    machine.tokens = static_cast<char*>(std::malloc(8 + 8 * (kMaxThreads / 32)));
+    machine.warp_barriers = 0;
+    machine.tokens = static_cast<char*>(std::malloc(kTokenBytes * (kBlockTokens + kWarpTokens)));
 #if defined(LT_EMU_TSAN)
     Fiber** set = fibers[k & 1];
 #else

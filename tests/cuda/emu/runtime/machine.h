@@ -73,6 +73,8 @@ struct Thread {
   uint64_t result;     // ballot, the value read, or the barrier's count
   uint64_t* gathered;  // source -2: 32 values
   const Site* site;
+  unsigned barriers;  // block barriers passed, for the race detector
+  char* token;        // race detector: of the warp barrier it waits at
   Fiber* fiber;
 };
 
@@ -87,9 +89,17 @@ struct Machine {
   char* shared = nullptr;   // window of the running block
   size_t shared_bytes = 0;  // static part with gaps, then the dynamic part
   size_t dynamic_shared = 0;
-  char* tokens =
-      nullptr;  // race detector: [0] block barrier, [8 + 8w] warp w; fresh for each block
+  // Race detector, fresh for each block: what barriers publish through (see sync.cc).
+  char* tokens = nullptr;
+  unsigned warp_barriers = 0;
 };
+
+// A fast thread may reach its next barrier before a slow one has resumed from the last. Were they
+// to share a token, the slow one would acquire what the fast one did since, and a race in between
+// would look ordered.
+constexpr unsigned kBlockTokens = 2;
+constexpr unsigned kWarpTokens = 1024;  // a ring
+constexpr unsigned kTokenBytes = 8;
 
 extern Machine machine;  // written by the machine only; generated code reads it
 

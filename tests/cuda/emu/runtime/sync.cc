@@ -70,14 +70,29 @@ uint64_t BlockBarrier(const Site& site, bool predicate) {
   self->wait = Wait::kBlock;
   self->site = &site;
   self->predicate = predicate;
-  HappensBefore(machine.tokens);
+  char* token = machine.tokens + kTokenBytes * (self->barriers++ % kBlockTokens);
+  HappensBefore(token);
   Fiber::Yield();
-  HappensAfter(machine.tokens);
+  HappensAfter(token);
   return self->result;
 }
 
 void WarpBarrier(uint32_t mask, const Site& site) {
-  char* token = machine.tokens + 8 + 8 * (machine.current->linear / 32);
+  Thread* self = machine.current;
+  const unsigned first = self->linear & ~31u;
+  const unsigned lanes = std::min(32u, machine.block_threads - first);
+  const uint32_t present = lanes < 32 ? mask & ((1u << lanes) - 1) : mask;
+  self->token = nullptr;
+  for (unsigned i = 0; i < lanes && self->token == nullptr;
+       ++i) {  // a peer that already waits here
+    const Thread& t = machine.threads[first + i];
+    if (t.wait == Wait::kWarp && t.mask == present && t.site == &site) self->token = t.token;
+  }
+  if (self->token == nullptr) {
+    self->token =
+        machine.tokens + kTokenBytes * (kBlockTokens + machine.warp_barriers++ % kWarpTokens);
+  }
+  char* token = self->token;
   HappensBefore(token);
   MeetWarp(mask, 0, kBallot, nullptr, site);
   HappensAfter(token);
