@@ -29,7 +29,8 @@ def blocks(path: Path, *languages: str) -> list[str]:
 
 def commands(path: Path) -> list[str]:
     text = "".join(blocks(path, "console")).replace("\\\n", " ")
-    return [line[2:].split("  #")[0].strip() for line in text.splitlines() if line.startswith("$ ")]
+    lines = [line[2:].split("  #")[0] for line in text.splitlines() if line.startswith("$ ")]
+    return [part.strip() for line in lines for part in line.split("&&")]
 
 
 def label(path: Path) -> str:
