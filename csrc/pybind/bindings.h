@@ -24,5 +24,6 @@ T* out(Array<T>& a) {
 
 void bind_random(py::module_& m);
 void bind_matmul(py::module_& m);
+void bind_quant(py::module_& m);
 
 }  // namespace lowtide::bind

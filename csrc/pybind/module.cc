@@ -45,4 +45,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("set_num_threads", &set_num_threads, py::arg("n"));
   bind::bind_random(m);
   bind::bind_matmul(m);
+  bind::bind_quant(m);
 }

@@ -14,8 +14,10 @@ __all__: list[str] = [
     "active_isa_id",
     "available_isas",
     "build_info",
+    "dequantize_group",
     "matmul",
     "num_threads",
+    "quantize_group",
     "random_add",
     "random_dot",
     "random_sample",
@@ -32,6 +34,14 @@ def build_info() -> dict[str, str]:
     Version, compiler and build type of this binary.
     """
 
+def dequantize_group(
+    codes: numpy.typing.NDArray[numpy.uint8],
+    scale: numpy.typing.NDArray[numpy.float32],
+    zero: numpy.typing.NDArray[numpy.uint8] | None,
+    out: numpy.ndarray,
+    bits: int,
+    group: int,
+) -> None: ...
 def matmul(
     out: numpy.typing.NDArray[numpy.float32],
     a: numpy.ndarray,
@@ -50,6 +60,26 @@ def matmul(
     tb: bool,
 ) -> None: ...
 def num_threads() -> int: ...
+def quantize_group(
+    x: numpy.ndarray,
+    codes: numpy.typing.NDArray[numpy.uint8],
+    scale: numpy.typing.NDArray[numpy.float32],
+    zero: numpy.typing.NDArray[numpy.uint8] | None,
+    bits: int,
+    group: int,
+    stochastic: bool,
+    compat: bool,
+    seed: int,
+    step: int,
+    slot: int,
+    param: int,
+    role: int,
+    offset: int,
+) -> int:
+    """
+    Writes codes, scale and zero; returns the number of non-finite elements.
+    """
+
 def random_add(
     x: numpy.typing.NDArray[numpy.float32],
     scale: float,

@@ -27,6 +27,23 @@ from lowtide import _core
 torch.ops.lowtide._set_isa(_core.active_isa_id())
 
 from lowtide.ops.matmul import Packed, matmul  # noqa: E402
+from lowtide.ops.quant import (  # noqa: E402
+    dequantize_group,
+    dequantize_group_list_,
+    quantize_group,
+    quantize_group_list_,
+)
 from lowtide.ops.random import random_add_, random_add_list_, random_dot, random_sample  # noqa: E402
 
-__all__ = ["Packed", "matmul", "random_add_", "random_add_list_", "random_dot", "random_sample"]
+__all__ = [
+    "Packed",
+    "dequantize_group",
+    "dequantize_group_list_",
+    "matmul",
+    "quantize_group",
+    "quantize_group_list_",
+    "random_add_",
+    "random_add_list_",
+    "random_dot",
+    "random_sample",
+]

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <optional>
+
+#include "base/error.h"
+#include "bindings.h"
+#include "quant/group_codec.h"
+
+namespace lowtide::bind {
+namespace {
+
+// bf16 arrives as uint16: NumPy has no such dtype of its own.
+using Bytes = Array<uint8_t>;
+using Floats = Array<float>;
+
+quant::FloatType float_type(const py::array& a) {
+  require((a.flags() & py::array::c_style) != 0, "arrays must be contiguous in C order");
+  if (py::isinstance<py::array_t<float>>(a)) return quant::FloatType::f32;
+  require(py::isinstance<py::array_t<uint16_t>>(a),
+          "arrays must be float32, or bfloat16 as uint16");
+  return quant::FloatType::bf16;
+}
+
+quant::GroupShape shape_of(const py::array& full, int bits, int64_t group, const Bytes& codes,
+                           const Floats& scale, const std::optional<Bytes>& zero) {
+  require(full.ndim() == 2, "the matrix must have two dimensions");
+  const quant::GroupShape s{full.shape(0), full.shape(1), group, bits};
+  quant::check_shape(s);
+  const int64_t groups = s.rows * quant::groups_per_row(s);
+  require(codes.size() == s.rows * quant::row_bytes(s) && scale.size() == groups &&
+              (!zero || zero->size() == groups),
+          "codes, scale and zero do not fit the matrix, bits and group");
+  return s;
+}
+
+}  // namespace
+
+void bind_quant(py::module_& m) {
+  m.def(
+      "quantize_group",
+      [](const py::array& x, Bytes codes, Floats scale, std::optional<Bytes> zero, int bits,
+         int64_t group, bool stochastic, bool compat, uint64_t seed, uint64_t step, uint32_t slot,
+         uint32_t param, uint32_t role, int64_t offset) {
+        const auto type = float_type(x);
+        const quant::GroupMatrix dst{out(codes), out(scale), zero ? out(*zero) : nullptr,
+                                     shape_of(x, bits, group, codes, scale, zero)};
+        const void* src = x.data();
+        py::gil_scoped_release nogil;
+        return quant::quantize_groups(
+            src, type, dst,
+            {stochastic ? quant::Rounding::stochastic : quant::Rounding::nearest, compat,
+             random::Stream{seed, step, slot, param, role}, offset});
+      },
+      py::arg("x"), py::arg("codes").noconvert(), py::arg("scale").noconvert(),
+      py::arg("zero").noconvert(), py::arg("bits"), py::arg("group"), py::arg("stochastic"),
+      py::arg("compat"), py::arg("seed"), py::arg("step"), py::arg("slot"), py::arg("param"),
+      py::arg("role"), py::arg("offset"),
+      "Writes codes, scale and zero; returns the number of non-finite elements.");
+  m.def(
+      "dequantize_group",
+      [](const Bytes& codes, const Floats& scale, const std::optional<Bytes>& zero, py::array dst,
+         int bits, int64_t group) {
+        const auto type = float_type(dst);
+        const quant::ConstGroupMatrix src{codes.data(), scale.data(), zero ? zero->data() : nullptr,
+                                          shape_of(dst, bits, group, codes, scale, zero)};
+        void* p = dst.mutable_data();
+        py::gil_scoped_release nogil;
+        quant::dequantize_groups(src, p, type);
+      },
+      py::arg("codes").noconvert(), py::arg("scale").noconvert(), py::arg("zero").noconvert(),
+      py::arg("out"), py::arg("bits"), py::arg("group"));
+}
+
+}  // namespace lowtide::bind

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// List forms only: tensor i of each list is one matrix, so that a step over a model is one call. An
+// empty list of zero points means the symmetric scheme.
+#include <string>
+
+#include "quant/group_codec.h"
+#include "torch/common.h"
+
+namespace lowtide::torch_ops {
+namespace {
+
+using Tensors = std::vector<Tensor>;
+
+random::Stream stream(int64_t seed, int64_t step, int64_t slot, int64_t param, int64_t role) {
+  return {static_cast<uint64_t>(seed), static_cast<uint64_t>(step), static_cast<uint32_t>(slot),
+          static_cast<uint32_t>(param), static_cast<uint32_t>(role)};
+}
+
+quant::FloatType float_type(const Tensor& t, const char* name) {
+  const bool f32 = t.scalar_type() == ScalarType::Float;
+  STD_TORCH_CHECK(
+      t.is_cpu() && t.is_contiguous() && (f32 || t.scalar_type() == ScalarType::BFloat16),
+      "lowtide: ", name, " must be a contiguous float32 or bfloat16 CPU tensor");
+  return f32 ? quant::FloatType::f32 : quant::FloatType::bf16;
+}
+
+int64_t last_dim(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.dim() >= 1, "lowtide: ", name, " must have at least one dimension");
+  return t.size(t.dim() - 1);
+}
+
+// The shape of `full` (..., cols) as a matrix; rows are counted by the scale, for cols may be 0.
+quant::GroupShape shape_of(const Tensor& full, const Tensor& scale, int64_t bits, int64_t group,
+                           const char* name) {
+  STD_TORCH_CHECK(scale.dim() == 2, "lowtide: scale must have shape (rows, groups)");
+  const quant::GroupShape s{scale.size(0), last_dim(full, name), group, static_cast<int>(bits)};
+  quant::check_shape(s);
+  STD_TORCH_CHECK(full.numel() == s.rows * s.cols, "lowtide: ", name,
+                  " and scale must have the same number of rows");
+  return s;
+}
+
+void check_packed(const Tensor& codes, const Tensor& scale, const Tensor* zero,
+                  const quant::GroupShape& s) {
+  const int64_t groups = s.rows * quant::groups_per_row(s);
+  STD_TORCH_CHECK(codes.numel() == s.rows * quant::row_bytes(s) && scale.numel() == groups &&
+                      (zero == nullptr || zero->numel() == groups),
+                  "lowtide: codes, scale and zero do not fit the matrix, bits and group");
+}
+
+quant::GroupMatrix matrix(const Tensor& codes, const Tensor& scale, const Tensor* zero,
+                          const quant::GroupShape& s) {
+  check_packed(codes, scale, zero, s);
+  return {u8(codes, "codes"), f32(scale, "scale"), zero != nullptr ? u8(*zero, "zero") : nullptr,
+          s};
+}
+
+const Tensor* zero_at(const Tensors& zeros, size_t i) {
+  return zeros.empty() ? nullptr : &zeros[i];
+}
+
+void check_lengths(size_t n, const Tensors& codes, const Tensors& scales, const Tensors& zeros) {
+  STD_TORCH_CHECK(codes.size() == n && scales.size() == n && (zeros.empty() || zeros.size() == n),
+                  "lowtide: the lists of tensors must have equal lengths");
+}
+
+Tensor counter(const Tensor& like, int64_t value) {
+  Tensor out = torch::stable::new_empty(like, {}, ScalarType::Long);
+  *static_cast<int64_t*>(out.mutable_data_ptr()) = value;
+  return out;
+}
+
+Tensor quantize_group_list(const Tensors& xs, const Tensors& codes, const Tensors& scales,
+                           const Tensors& zeros, int64_t bits, int64_t group, bool stochastic,
+                           bool compat, int64_t seed, int64_t step, int64_t slot,
+                           const std::vector<int64_t>& params, int64_t role, int64_t offset,
+                           bool check) {
+  check_lengths(xs.size(), codes, scales, zeros);
+  STD_TORCH_CHECK(!xs.empty() && params.size() == xs.size(),
+                  "lowtide: params must list one id for each tensor");
+  std::vector<quant::GroupMatrix> outs;  // all checked before any is changed
+  for (size_t i = 0; i < xs.size(); ++i) {
+    float_type(xs[i], "x");
+    outs.push_back(matrix(codes[i], scales[i], zero_at(zeros, i),
+                          shape_of(xs[i], scales[i], bits, group, "x")));
+  }
+  int64_t bad = 0;
+  if (check) {
+    for (const auto& x : xs)
+      bad += quant::count_nonfinite(x.const_data_ptr(), float_type(x, "x"), x.numel());
+    STD_TORCH_CHECK(bad == 0, "lowtide: x has ", bad, " non-finite elements");
+  }
+  for (size_t i = 0; i < xs.size(); ++i) {
+    const quant::QuantizeOptions options = {
+        stochastic ? quant::Rounding::stochastic : quant::Rounding::nearest, compat,
+        stream(seed, step, slot, params[i], role), offset};
+    bad += quant::quantize_groups(xs[i].const_data_ptr(), float_type(xs[i], "x"), outs[i], options);
+  }
+  return counter(xs[0], bad);
+}
+
+void dequantize_group_list(const Tensors& codes, const Tensors& scales, const Tensors& zeros,
+                           const Tensors& outs, int64_t bits, int64_t group) {
+  check_lengths(outs.size(), codes, scales, zeros);
+  std::vector<quant::ConstGroupMatrix> ins;
+  for (size_t i = 0; i < outs.size(); ++i) {
+    float_type(outs[i], "out");
+    const Tensor* zero = zero_at(zeros, i);
+    const quant::GroupShape s = shape_of(outs[i], scales[i], bits, group, "out");
+    check_packed(codes[i], scales[i], zero, s);
+    ins.push_back({const_u8(codes[i], "codes"), const_f32(scales[i], "scale"),
+                   zero != nullptr ? const_u8(*zero, "zero") : nullptr, s});
+  }
+  for (size_t i = 0; i < outs.size(); ++i)
+    quant::dequantize_groups(ins[i], outs[i].mutable_data_ptr(), float_type(outs[i], "out"));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(lowtide, m) {
+  m.def(
+      "quantize_group_list_(Tensor[] xs, Tensor(a!)[] codes, Tensor(b!)[] scales, Tensor(c!)[] "
+      "zeros, int bits, int group, bool stochastic, bool compat, int seed, int step, int slot, "
+      "int[] params, int role, int offset, bool check) -> Tensor");
+  m.def(
+      "dequantize_group_list_(Tensor[] codes, Tensor[] scales, Tensor[] zeros, Tensor(a!)[] outs, "
+      "int bits, int group) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lowtide, CPU, m) {
+  m.impl("quantize_group_list_", LT_BOX(&quantize_group_list));
+  m.impl("dequantize_group_list_", LT_BOX(&dequantize_group_list));
+}
+
+}  // namespace lowtide::torch_ops

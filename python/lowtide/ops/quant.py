@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ops of the group codecs. The list forms are one op call for a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lowtide._arrays import check_uint
+from lowtide.errors import LowtideTypeError, LowtideValueError
+from lowtide.ops._common import check_mutable, mutated
+from lowtide.quant._format import (
+    NONFINITE,
+    ROLE_QUANT_SR,
+    ROUNDINGS,
+    SCHEMES,
+    check_format,
+    choice,
+    group_count,
+    nonfinite_error,
+    row_bytes,
+)
+
+_op = torch.ops.lowtide
+_FLOATS = (torch.float32, torch.bfloat16)
+
+
+def _check_float(x: Tensor, name: str) -> None:
+    if x.dtype not in _FLOATS:
+        raise LowtideTypeError(f"{name} must be float32 or bfloat16, got {x.dtype}; convert it with .float()")
+
+
+def _check_packed(
+    codes: Tensor, scale: Tensor, zero: Tensor | None, cols: int, bits: int, group: int
+) -> None:
+    """Shapes and dtypes of one packed matrix."""
+    check_format(bits, group)
+    rows = scale.shape[0] if scale.dim() == 2 else -1
+    want = (rows, group_count(cols, group))
+    if codes.dtype != torch.uint8 or (zero is not None and zero.dtype != torch.uint8):
+        raise LowtideTypeError("codes and zero must be uint8")
+    if scale.dtype != torch.float32:
+        raise LowtideTypeError(
+            f"scale must be float32, got {scale.dtype}: a rounded scale is a gain error on every weight"
+        )
+    if tuple(scale.shape) != want or (zero is not None and tuple(zero.shape) != want):
+        raise LowtideValueError(
+            f"scale (and zero) must have shape (rows, {want[1]}) for {cols} columns in groups of {group}, "
+            f"got {tuple(scale.shape)}" + (f" and {tuple(zero.shape)}" if zero is not None else "")
+        )
+    if tuple(codes.shape) != (rows, row_bytes(cols, bits)):
+        raise LowtideValueError(
+            f"codes must have shape ({rows}, {row_bytes(cols, bits)}) for {cols} columns of {bits} bits, "
+            f"got {tuple(codes.shape)}"
+        )
+    for name, t in (("codes", codes), ("scale", scale), ("zero", zero)):
+        if t is not None and not t.is_contiguous():
+            raise LowtideValueError(f"{name} must be contiguous; pass {name}.contiguous()")
+
+
+def _params(params: Sequence[int] | None, n: int) -> list[int]:
+    if params is None:
+        return list(range(n))
+    if len(params) != n:
+        raise LowtideValueError(f"params must list one id for each of the {n} tensors, got {len(params)}")
+    return [check_uint(p, "params", 32) for p in params]
+
+
+def _address(seed: int, step: int, slot: int, offset: int) -> tuple[int, int, int, int]:
+    return (
+        check_uint(seed, "seed", 63),
+        check_uint(step, "step", 63),
+        check_uint(slot, "slot", 32),
+        check_uint(offset, "offset", 62),
+    )
+
+
+def quantize_group(
+    x: Tensor,
+    *,
+    bits: int,
+    group: int,
+    scheme: str = "symmetric",
+    rounding: str = "nearest",
+    seed: int = 0,
+    step: int = 0,
+    slot: int = 0,
+    param: int = 0,
+    offset: int = 0,
+    compat: bool = False,
+    nonfinite: str = "raise",
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes of ``x`` (..., cols) in groups along its last dimension.
+
+    Returns:
+        codes uint8 (rows, row_bytes), scale float32 (rows, groups), zero uint8 (rows, groups) or ``None``
+        for the symmetric scheme.
+    """
+    check_format(bits, group)
+    choice(scheme, "scheme", SCHEMES)
+    choice(rounding, "rounding", ROUNDINGS)
+    choice(nonfinite, "nonfinite", NONFINITE)
+    _check_float(x, "x")
+    if x.dim() == 0:
+        raise LowtideValueError("x must have at least one dimension; pass x.reshape(1)")
+    if compat and scheme != "asymmetric":
+        raise LowtideValueError(
+            "compat=True reproduces Q-GaLore's asymmetric quantizer; pass scheme='asymmetric'"
+        )
+    seed, step, slot, offset = _address(seed, step, slot, offset)
+    x = x.detach().contiguous()
+    cols = x.shape[-1]
+    rows = 1
+    for d in x.shape[:-1]:
+        rows *= d
+    groups = group_count(cols, group)
+    codes = x.new_empty((rows, row_bytes(cols, bits)), dtype=torch.uint8)
+    scale = x.new_empty((rows, groups), dtype=torch.float32)
+    zero = x.new_empty((rows, groups), dtype=torch.uint8) if scheme == "asymmetric" else None
+    # A graph cannot look at the count: there the op itself raises, before writing.
+    in_graph = torch.compiler.is_compiling()
+    bad = _op.quantize_group_list_(
+        [x],
+        [codes],
+        [scale],
+        [] if zero is None else [zero],
+        bits,
+        group,
+        rounding == "stochastic",
+        compat,
+        seed,
+        step,
+        slot,
+        [check_uint(param, "param", 32)],
+        ROLE_QUANT_SR,
+        offset,
+        in_graph and nonfinite == "raise",
+    )
+    if not in_graph and nonfinite == "raise":
+        count = int(bad)
+        if count:
+            raise nonfinite_error(count, "x")
+    return codes, scale, zero
+
+
+def quantize_group_list_(
+    xs: Sequence[Tensor],
+    codes: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    zeros: Sequence[Tensor] | None,
+    *,
+    bits: int,
+    group: int,
+    rounding: str = "nearest",
+    seed: int = 0,
+    step: int = 0,
+    slot: int = 0,
+    params: Sequence[int] | None = None,
+    compat: bool = False,
+    nonfinite: str = "raise",
+) -> Tensor | None:
+    """Quantize each of ``xs`` into storage that exists; ``zeros=None`` is the symmetric scheme.
+
+    Returns:
+        The number of non-finite elements (int64, no dimensions), or ``None`` for empty lists.
+    """
+    choice(rounding, "rounding", ROUNDINGS)
+    choice(nonfinite, "nonfinite", NONFINITE)
+    ids = _params(params, len(xs))
+    seed, step, slot, _ = _address(seed, step, slot, 0)
+    pairs = zeros if zeros is not None else [None] * len(xs)
+    if not len(xs) == len(codes) == len(scales) == len(pairs):
+        raise LowtideValueError("xs, codes, scales and zeros must have equal lengths")
+    if compat and zeros is None:
+        raise LowtideValueError("compat=True reproduces Q-GaLore's asymmetric quantizer and needs zeros")
+    if not xs:  # an empty list carries no dispatch key
+        return None
+    for x, c, s, z in zip(xs, codes, scales, pairs, strict=True):
+        _check_float(x, "x")
+        _check_packed(c, s, z, x.shape[-1], bits, group)
+        if x.numel() != s.shape[0] * x.shape[-1]:
+            raise LowtideValueError(
+                f"x of shape {tuple(x.shape)} does not have the {s.shape[0]} rows of scale"
+            )
+    changed = [*codes, *scales, *(zeros or [])]
+    check_mutable(changed, "codes, scale or zero")
+    try:
+        bad: Tensor = _op.quantize_group_list_(
+            [x.detach().contiguous() for x in xs],
+            list(codes),
+            list(scales),
+            list(zeros or []),
+            bits,
+            group,
+            rounding == "stochastic",
+            compat,
+            seed,
+            step,
+            slot,
+            ids,
+            ROLE_QUANT_SR,
+            0,
+            nonfinite == "raise",
+        )
+    except RuntimeError as error:
+        raise _translated(error, "x") from None
+    mutated(*changed)
+    return bad
+
+
+def _translated(error: RuntimeError, name: str) -> Exception:
+    """The op's own refusal of non-finite input as the error that the eager path raises."""
+    text = str(error)
+    if "non-finite" not in text:
+        return error
+    return nonfinite_error(int(text.split(" non-finite")[0].split()[-1]), name)
+
+
+def dequantize_group(
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    *,
+    bits: int,
+    group: int,
+    cols: int,
+    dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
+) -> Tensor:
+    """(code - zero) * scale as a float32 or bfloat16 matrix (rows, cols)."""
+    _check_packed(codes, scale, zero, cols, bits, group)
+    shape = (scale.shape[0], cols)
+    if out is None:
+        if dtype not in _FLOATS:
+            raise LowtideTypeError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
+        out = scale.new_empty(shape, dtype=dtype)
+    else:
+        _check_float(out, "out")
+        if tuple(out.shape) != shape or not out.is_contiguous():
+            raise LowtideValueError(f"out must be contiguous with shape {shape}, got {tuple(out.shape)}")
+        check_mutable((out,), "out")
+    _op.dequantize_group_list_([codes], [scale], [] if zero is None else [zero], [out], bits, group)
+    mutated(out)
+    return out
+
+
+def dequantize_group_list_(
+    codes: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    zeros: Sequence[Tensor] | None,
+    outs: Sequence[Tensor],
+    *,
+    bits: int,
+    group: int,
+) -> None:
+    """Decode each packed matrix into the tensor of ``outs`` that has its shape."""
+    pairs = zeros if zeros is not None else [None] * len(outs)
+    if not len(outs) == len(codes) == len(scales) == len(pairs):
+        raise LowtideValueError("codes, scales, zeros and outs must have equal lengths")
+    if not outs:
+        return
+    for out, c, s, z in zip(outs, codes, scales, pairs, strict=True):
+        _check_float(out, "out")
+        _check_packed(c, s, z, out.shape[-1], bits, group)
+        if out.numel() != s.shape[0] * out.shape[-1] or not out.is_contiguous():
+            raise LowtideValueError(f"out must be contiguous with the {s.shape[0]} rows of scale")
+    check_mutable(outs, "out")
+    _op.dequantize_group_list_(list(codes), list(scales), list(zeros or []), list(outs), bits, group)
+    mutated(*outs)
+
+
+@torch.library.register_fake("lowtide::quantize_group_list_")
+def _(xs: list[Tensor], *_: object) -> Tensor:
+    return xs[0].new_empty((), dtype=torch.int64)
+
+
+@torch.library.register_fake("lowtide::dequantize_group_list_")
+def _(codes: list[Tensor], *_: object) -> None: ...

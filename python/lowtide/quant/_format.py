@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes and argument checks of the group format (csrc/quant/group_format.h)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lowtide._arrays import check_uint
+from lowtide.errors import LowtideValueError
+
+SCHEMES = ("symmetric", "asymmetric")
+ROUNDINGS = ("nearest", "stochastic")
+#: What to do about non-finite elements: refuse the call, or count them as 0 (and report how many).
+NONFINITE = ("raise", "skip")
+#: Random roles, csrc/random/philox.h.
+ROLE_WEIGHT_SR = 1
+ROLE_QUANT_SR = 5
+
+
+def choice(value: str, name: str, allowed: Sequence[str]) -> str:
+    """``value``, which must be one of ``allowed``."""
+    if value not in allowed:
+        raise LowtideValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
+def check_format(bits: int, group: int) -> None:
+    """Refuse impossible widths and group lengths."""
+    if bits not in (8, 4):
+        raise LowtideValueError(f"bits must be 8 or 4, got {bits!r}")
+    if not isinstance(group, int) or not 32 <= group <= 1 << 30 or group % 32:
+        raise LowtideValueError(f"group must be a multiple of 32 between 32 and 2**30, got {group!r}")
+
+
+def row_bytes(cols: int, bits: int) -> int:
+    """Bytes of a row of codes: INT4 packs blocks of 32 columns into 16 bytes, short blocks into less."""
+    return cols if bits == 8 else cols // 32 * 16 + min(cols % 32, 16)
+
+
+def group_count(cols: int, group: int) -> int:
+    """Groups in a row; the last may be short."""
+    return -(-cols // group)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the noise of stochastic rounding comes from; checked, in the order the kernels take it."""
+
+    seed: int
+    step: int
+    slot: int
+    param: int
+    offset: int
+
+    @staticmethod
+    def checked(seed: Any, step: Any, slot: Any, param: Any, offset: Any) -> Address:
+        """Check each coordinate's range."""
+        return Address(
+            check_uint(seed, "seed", 63),
+            check_uint(step, "step", 63),
+            check_uint(slot, "slot", 32),
+            check_uint(param, "param", 32),
+            check_uint(offset, "offset", 62),
+        )
+
+
+def nonfinite_error(count: int, name: str) -> LowtideValueError:
+    """The error of the policy ``nonfinite="raise"``."""
+    return LowtideValueError(
+        f"{name} has {count} non-finite element{'s' if count != 1 else ''} and nothing was changed; "
+        "clean it, or pass nonfinite='skip' to count them as 0"
+    )
