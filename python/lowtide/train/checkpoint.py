@@ -137,15 +137,9 @@ def load_tree(path: Path, part: str, state: Mapping[str, Any]) -> Any:
 
 
 def prune(out: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what killed processes left behind."""
+    """Remove all but the newest `keep` checkpoints."""
     for _, path in checkpoints(out)[: -keep or None]:
         _remove(path)
-
-
-def clean(out: Path) -> None:
-    """Remove half-written and half-deleted checkpoints of a killed run (the caller holds the run's lock)."""
-    for path in out.glob(".ckpt-*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:
@@ -198,4 +192,4 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-__all__ = ["OutputError", "checkpoints", "clean", "directory", "load_info", "load_tree", "prune", "save"]
+__all__ = ["OutputError", "checkpoints", "directory", "load_info", "load_tree", "prune", "save"]

@@ -227,8 +227,7 @@ class _Run:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DivergedError(
-                f"the loss is {value} at step {step + 1}; {self._kept()}: use a smaller --lr than {config.peak_lr:g}, "
-                "or --grad-clip 1.0"
+                f"the loss is {value} at step {step + 1} and {self._kept()}; {self._gentler()}"
             )
         torch.autograd.backward(loss)
         del loss
@@ -273,8 +272,7 @@ class _Run:
                 count += len(indices)
         if not math.isfinite(total):
             raise DivergedError(
-                f"the validation loss is {total} after step {self.step}; {self._kept()}: use a smaller --lr than "
-                f"{self.config.peak_lr:g}"
+                f"the validation loss is {total} after step {self.step} and {self._kept()}; {self._gentler()}"
             )
         return total / count
 
@@ -283,6 +281,9 @@ class _Run:
             return "no checkpoint was written"
         return f"the checkpoint of step {self.last_saved} is kept"
 
+    def _gentler(self) -> str:
+        return f"start again in another --out with a smaller --lr than {self.config.peak_lr:g}, or with --grad-clip 1.0"
+
     def _save(self, metrics: MetricsWriter) -> None:
         import torch
 
@@ -290,8 +291,8 @@ class _Run:
         for name, tensor in weights.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise DivergedError(
-                    f"the weights of {name} are not finite after step {self.step}; {self._kept()}: "
-                    f"use a smaller --lr than {self.config.peak_lr:g}"
+                    f"the weights of {name} are not finite after step {self.step} and {self._kept()}; "
+                    f"{self._gentler()}"
                 )
         metrics.sync()
         checkpoint.save(
@@ -314,7 +315,7 @@ class _Run:
     def _finish(self, *, interrupted: bool) -> Record:
         config = self.config
         records = list(read_metrics(self.workspace.metrics))
-        if not interrupted and config.export and not self.workspace.model.exists():
+        if not interrupted and config.export:
             self.updater = None  # its memory is free for the dense weights
             loader.export_model(self.model, Path(config.model), self.workspace.model)
         summary = summarize(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 FORMAT = "lowtide-run"
+_HIDDEN = (".ckpt-", ".tokens-", ".model.", ".run.json.", ".metrics.jsonl.", ".summary.json.")
 
 
 class Workspace:
@@ -72,8 +74,8 @@ class Workspace:
             with contextlib.suppress(OSError):
                 probe.unlink()
             raise output_error(self.path, error) from error
+        self._clean()
         if self.resume:
-            checkpoint.clean(self.path)
             return
         ours = [p.name for p in (self.run_file, self.metrics, self.summary, self.model) if p.exists()]
         ours += [p.name for _, p in checkpoint.checkpoints(self.path)]
@@ -82,6 +84,15 @@ class Workspace:
                 f"{self.path} already holds a run ({', '.join(ours[:3])}); "
                 "continue it with --resume, remove it, or choose another --out"
             )
+
+    def _clean(self) -> None:
+        """Remove what a killed process left half written or half deleted; all such names are hidden."""
+        for path in self.path.glob(".*"):
+            if path.suffix in (".tmp", ".old") and path.name.startswith(_HIDDEN):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
     def begin(self, settings: dict[str, Any], identity: dict[str, str]) -> None:
         """Record what run this is, before its first step."""
