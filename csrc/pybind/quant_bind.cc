@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "bindings.h"
 #include "quant/group_codec.h"
+#include "quant/requant.h"
 
 namespace lowtide::bind {
 namespace {
@@ -38,7 +39,7 @@ void bind_quant(py::module_& m) {
   m.def(
       "quantize_group",
       [](const py::array& x, Bytes codes, Floats scale, std::optional<Bytes> zero, int bits,
-         int64_t group, bool stochastic, bool compat, uint64_t seed, uint64_t step, uint32_t slot,
+         int64_t group, bool stochastic, int range, uint64_t seed, uint64_t step, uint32_t slot,
          uint32_t param, uint32_t role, int64_t offset) {
         const auto type = float_type(x);
         const quant::GroupMatrix dst{out(codes), out(scale), zero ? out(*zero) : nullptr,
@@ -47,12 +48,13 @@ void bind_quant(py::module_& m) {
         py::gil_scoped_release nogil;
         return quant::quantize_groups(
             src, type, dst,
-            {stochastic ? quant::Rounding::stochastic : quant::Rounding::nearest, compat,
-             random::Stream{seed, step, slot, param, role}, offset});
+            {stochastic ? quant::Rounding::stochastic : quant::Rounding::nearest,
+             static_cast<quant::Range>(range), random::Stream{seed, step, slot, param, role},
+             offset});
       },
       py::arg("x"), py::arg("codes").noconvert(), py::arg("scale").noconvert(),
       py::arg("zero").noconvert(), py::arg("bits"), py::arg("group"), py::arg("stochastic"),
-      py::arg("compat"), py::arg("seed"), py::arg("step"), py::arg("slot"), py::arg("param"),
+      py::arg("range"), py::arg("seed"), py::arg("step"), py::arg("slot"), py::arg("param"),
       py::arg("role"), py::arg("offset"),
       "Writes codes, scale and zero; returns the number of non-finite elements.");
   m.def(
@@ -68,6 +70,23 @@ void bind_quant(py::module_& m) {
       },
       py::arg("codes").noconvert(), py::arg("scale").noconvert(), py::arg("zero").noconvert(),
       py::arg("out"), py::arg("bits"), py::arg("group"));
+  m.def(
+      "requant_add_sr",
+      [](Bytes codes, Floats scale, std::optional<Bytes> zero, const Floats& delta, double alpha,
+         double decay, int bits, int64_t group, uint64_t seed, uint64_t step, uint32_t slot,
+         uint32_t param, uint32_t role, int64_t offset) {
+        const quant::GroupMatrix w{out(codes), out(scale), zero ? out(*zero) : nullptr,
+                                   shape_of(delta, bits, group, codes, scale, zero)};
+        const float* d = delta.data();
+        py::gil_scoped_release nogil;
+        return quant::requant_add_sr(
+            w, d, {alpha, decay, random::Stream{seed, step, slot, param, role}, offset});
+      },
+      py::arg("codes").noconvert(), py::arg("scale").noconvert(), py::arg("zero").noconvert(),
+      py::arg("delta").noconvert(), py::arg("alpha"), py::arg("decay"), py::arg("bits"),
+      py::arg("group"), py::arg("seed"), py::arg("step"), py::arg("slot"), py::arg("param"),
+      py::arg("role"), py::arg("offset"),
+      "Steps the weights in place; returns the number of groups skipped as non-finite.");
 }
 
 }  // namespace lowtide::bind

@@ -31,7 +31,9 @@ int64_t quantize_groups(const void* x, FloatType type, const GroupMatrix& out,
                         const QuantizeOptions& options) {
   check_shape(out.shape);
   require(options.offset >= 0, "group codec: offset must be >= 0 (global index of element [0, 0])");
-  require(!options.compat || out.zero != nullptr || groups(out.shape) == 0,
+  require(options.range >= Range::tight && options.range <= Range::compat,
+          "group codec: range must be tight, headroom or compat");
+  require(options.range != Range::compat || out.zero != nullptr || groups(out.shape) == 0,
           "group codec: compat needs the asymmetric scheme");
   const random::Stream& s = options.stream;
   const QuantizeJob job = {x,
@@ -39,7 +41,7 @@ int64_t quantize_groups(const void* x, FloatType type, const GroupMatrix& out,
                            out,
                            out.zero == nullptr ? Scheme::symmetric : Scheme::asymmetric,
                            options.rounding == Rounding::stochastic,
-                           options.compat,
+                           options.range,
                            static_cast<uint64_t>(options.offset),
                            random::derive_key(s.seed, s.step, s.slot),
                            s.param,

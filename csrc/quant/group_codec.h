@@ -32,9 +32,9 @@ struct ConstGroupMatrix {
 
 struct QuantizeOptions {
   Rounding rounding = Rounding::nearest;
-  bool compat = false;      // Q-GaLore's asymmetric quantizer; needs zero
-  random::Stream stream{};  // stochastic only
-  int64_t offset = 0;       // global index of element [0, 0], row-major: addresses the noise
+  Range range = Range::tight;  // compat needs zero
+  random::Stream stream{};     // stochastic only
+  int64_t offset = 0;          // global index of element [0, 0], row-major: addresses the noise
 };
 
 // Throws lowtide::Error on an impossible shape.

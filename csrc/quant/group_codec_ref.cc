@@ -27,13 +27,13 @@ int64_t quantize_ref(const QuantizeJob& job, int64_t begin, int64_t end) {
       mx = any && mx >= x ? mx : x;
       any = true;
     }
-    const GroupParams p = group_params(mn, mx, s.bits, job.scheme, job.compat);
+    const GroupParams p = group_params(mn, mx, s.bits, job.scheme, job.range);
     job.out.scale[g] = p.scale;
     if (job.out.zero != nullptr) job.out.zero[g] = static_cast<uint8_t>(p.zero);
     uint8_t* row = job.out.codes + at.row * row_bytes(s);
     for (int64_t i = 0; i < at.n; ++i) {
       const float raw = load_any(job.x, job.type, first + i);
-      const float steps = steps_of(is_finite(raw) ? raw : 0.0f, p, job.compat);
+      const float steps = steps_of(is_finite(raw) ? raw : 0.0f, p, job.range == Range::compat);
       const int q = job.stochastic
                         ? round_stochastic(steps, random::sr16(job.offset + first + i, job.key,
                                                                job.param, job.role))

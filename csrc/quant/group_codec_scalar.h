@@ -24,6 +24,7 @@ struct GroupParams {
 inline constexpr float kTinyRange = 0x1p-100f;
 // Elements beyond this saturate: the outermost code of a larger range would decode to infinity.
 inline constexpr float kLargest = 0x1.cp127f;
+inline constexpr float kHeadroom = 1.0625f;
 
 LT_HD float clamp_f(float x, float lo, float hi) {
   const float y = x < lo ? lo : x;
@@ -75,9 +76,29 @@ LT_HD GroupParams compat_params(float mn, float mx, int bits) {
   return p;
 }
 
-LT_HD GroupParams group_params(float mn, float mx, int bits, Scheme scheme, bool compat) {
+// For groups that will be stepped in place (requant.h): room for the values to grow before they
+// need another scale. Asymmetric groups use one code fewer than there are, so that the rounded-up
+// zero point leaves both ends representable.
+LT_HD GroupParams headroom_params(float mn, float mx, int bits, Scheme scheme) {
+  const float lo = clamp_f(mn * kHeadroom, -kLargest, 0.0f);
+  const float hi = clamp_f(mx * kHeadroom, 0.0f, kLargest);
+  if (scheme == Scheme::symmetric) return symmetric_params(lo, hi, bits);
+  GroupParams p;
+  const float half = hi * 0.5f - lo * 0.5f;
+  if (!(half >= kTinyRange)) return p;
+  const float half_top = static_cast<float>(max_code(bits) - 1) * 0.5f;
+  p.scale = div_rn(half, half_top);
+  p.inv = div_rn(half_top, half);
+  const float zero = clamp_f(div_rn(-lo, p.scale), 0.0f, static_cast<float>(max_code(bits)));
+  p.zero = static_cast<int>(zero);
+  if (static_cast<float>(p.zero) < zero) ++p.zero;
+  return p;
+}
+
+LT_HD GroupParams group_params(float mn, float mx, int bits, Scheme scheme, Range range) {
+  if (range == Range::headroom) return headroom_params(mn, mx, bits, scheme);
   if (scheme == Scheme::symmetric) return symmetric_params(mn, mx, bits);
-  return compat ? compat_params(mn, mx, bits) : asymmetric_params(mn, mx, bits);
+  return range == Range::compat ? compat_params(mn, mx, bits) : asymmetric_params(mn, mx, bits);
 }
 
 // An element in steps of its scale. Only compat groups can lie far outside their codes.

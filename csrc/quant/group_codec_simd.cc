@@ -113,7 +113,7 @@ int64_t quantize_simd(const QuantizeJob& job, int64_t begin, int64_t end) {
     const Extremes r = job.scheme == Scheme::symmetric ? extremes_symmetric(x, at.n)
                                                        : extremes_asymmetric(x, at.n);
     bad += r.bad;
-    const GroupParams p = group_params(r.mn, r.mx, kBits, job.scheme, kCompat);
+    const GroupParams p = group_params(r.mn, r.mx, kBits, job.scheme, job.range);
     job.out.scale[g] = p.scale;
     if (job.out.zero != nullptr) job.out.zero[g] = static_cast<uint8_t>(p.zero);
     uint8_t* codes = job.out.codes + at.row * row_bytes(s) + code_offset(s, at.col);
@@ -151,10 +151,10 @@ int64_t quantize_simd(const QuantizeJob& job, int64_t begin, int64_t end) {
 template <class In, int kBits>
 int64_t quantize_bits(const QuantizeJob& job, int64_t begin, int64_t end) {
   if (job.stochastic)
-    return job.compat ? quantize_simd<In, kBits, true, true>(job, begin, end)
-                      : quantize_simd<In, kBits, true, false>(job, begin, end);
-  return job.compat ? quantize_simd<In, kBits, false, true>(job, begin, end)
-                    : quantize_simd<In, kBits, false, false>(job, begin, end);
+    return job.range == Range::compat ? quantize_simd<In, kBits, true, true>(job, begin, end)
+                                      : quantize_simd<In, kBits, true, false>(job, begin, end);
+  return job.range == Range::compat ? quantize_simd<In, kBits, false, true>(job, begin, end)
+                                    : quantize_simd<In, kBits, false, false>(job, begin, end);
 }
 
 int64_t quantize_any(const QuantizeJob& job, int64_t begin, int64_t end) {

@@ -13,7 +13,7 @@ struct QuantizeJob {
   GroupMatrix out;
   Scheme scheme;
   bool stochastic;
-  bool compat;
+  Range range;
   uint64_t offset;
   random::Key key;
   uint32_t param, role;

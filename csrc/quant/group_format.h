@@ -17,6 +17,8 @@ namespace lowtide::quant {
 
 enum class Scheme : int { symmetric = 0, asymmetric = 1 };
 enum class Rounding : int { nearest = 0, stochastic = 1 };
+// How a group's extremes become its range: as they are; with room to grow; or as Q-GaLore does it.
+enum class Range : int { tight = 0, headroom = 1, compat = 2 };
 
 struct GroupShape {
   int64_t rows = 0, cols = 0;
@@ -51,6 +53,17 @@ LT_HD void put_code(uint8_t* row, int64_t col, int bits, int code) {
     *byte = static_cast<uint8_t>(code);
   else
     *byte = static_cast<uint8_t>((*byte & 15) | (code << 4));
+}
+
+// The same where both codes of the byte are already there.
+LT_HD void replace_code(uint8_t* row, int64_t col, int bits, int code) {
+  if (bits == 8) {
+    row[col] = static_cast<uint8_t>(code);
+    return;
+  }
+  uint8_t* byte = row + col / 32 * 16 + col % 16;
+  *byte =
+      static_cast<uint8_t>((col % 32) < 16 ? (*byte & 0xf0) | code : (*byte & 15) | (code << 4));
 }
 
 LT_HD float decode(int code, int zero, float scale) {

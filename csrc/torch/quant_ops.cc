@@ -4,6 +4,7 @@
 #include <string>
 
 #include "quant/group_codec.h"
+#include "quant/requant.h"
 #include "torch/common.h"
 
 namespace lowtide::torch_ops {
@@ -72,7 +73,7 @@ Tensor counter(const Tensor& like, int64_t value) {
 
 Tensor quantize_group_list(const Tensors& xs, const Tensors& codes, const Tensors& scales,
                            const Tensors& zeros, int64_t bits, int64_t group, bool stochastic,
-                           bool compat, int64_t seed, int64_t step, int64_t slot,
+                           int64_t range, int64_t seed, int64_t step, int64_t slot,
                            const std::vector<int64_t>& params, int64_t role, int64_t offset,
                            bool check) {
   check_lengths(xs.size(), codes, scales, zeros);
@@ -92,8 +93,8 @@ Tensor quantize_group_list(const Tensors& xs, const Tensors& codes, const Tensor
   }
   for (size_t i = 0; i < xs.size(); ++i) {
     const quant::QuantizeOptions options = {
-        stochastic ? quant::Rounding::stochastic : quant::Rounding::nearest, compat,
-        stream(seed, step, slot, params[i], role), offset};
+        stochastic ? quant::Rounding::stochastic : quant::Rounding::nearest,
+        static_cast<quant::Range>(range), stream(seed, step, slot, params[i], role), offset};
     bad += quant::quantize_groups(xs[i].const_data_ptr(), float_type(xs[i], "x"), outs[i], options);
   }
   return counter(xs[0], bad);
@@ -115,21 +116,54 @@ void dequantize_group_list(const Tensors& codes, const Tensors& scales, const Te
     quant::dequantize_groups(ins[i], outs[i].mutable_data_ptr(), float_type(outs[i], "out"));
 }
 
+Tensor requant_add_sr_list(const Tensors& codes, const Tensors& scales, const Tensors& zeros,
+                           const Tensors& deltas, double alpha, double decay, int64_t bits,
+                           int64_t group, int64_t seed, int64_t step, int64_t slot,
+                           const std::vector<int64_t>& params, int64_t role, int64_t offset,
+                           bool check) {
+  check_lengths(deltas.size(), codes, scales, zeros);
+  STD_TORCH_CHECK(!deltas.empty() && params.size() == deltas.size(),
+                  "lowtide: params must list one id for each tensor");
+  std::vector<quant::GroupMatrix> weights;  // all checked before any is changed
+  for (size_t i = 0; i < deltas.size(); ++i) {
+    const_f32(deltas[i], "delta");
+    weights.push_back(matrix(codes[i], scales[i], zero_at(zeros, i),
+                             shape_of(deltas[i], scales[i], bits, group, "delta")));
+  }
+  if (check) {
+    int64_t bad = 0;
+    for (const auto& d : deltas)
+      bad += quant::count_nonfinite(d.const_data_ptr(), quant::FloatType::f32, d.numel());
+    STD_TORCH_CHECK(bad == 0, "lowtide: delta has ", bad, " non-finite elements");
+  }
+  int64_t skipped = 0;
+  for (size_t i = 0; i < deltas.size(); ++i)
+    skipped +=
+        quant::requant_add_sr(weights[i], const_f32(deltas[i], "delta"),
+                              {alpha, decay, stream(seed, step, slot, params[i], role), offset});
+  return counter(deltas[0], skipped);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lowtide, m) {
   m.def(
       "quantize_group_list_(Tensor[] xs, Tensor(a!)[] codes, Tensor(b!)[] scales, Tensor(c!)[] "
-      "zeros, int bits, int group, bool stochastic, bool compat, int seed, int step, int slot, "
+      "zeros, int bits, int group, bool stochastic, int range, int seed, int step, int slot, "
       "int[] params, int role, int offset, bool check) -> Tensor");
   m.def(
       "dequantize_group_list_(Tensor[] codes, Tensor[] scales, Tensor[] zeros, Tensor(a!)[] outs, "
       "int bits, int group) -> ()");
+  m.def(
+      "requant_add_sr_list_(Tensor(a!)[] codes, Tensor(b!)[] scales, Tensor(c!)[] zeros, Tensor[] "
+      "deltas, float alpha, float decay, int bits, int group, int seed, int step, int slot, int[] "
+      "params, int role, int offset, bool check) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lowtide, CPU, m) {
   m.impl("quantize_group_list_", LT_BOX(&quantize_group_list));
   m.impl("dequantize_group_list_", LT_BOX(&dequantize_group_list));
+  m.impl("requant_add_sr_list_", LT_BOX(&requant_add_sr_list));
 }
 
 }  // namespace lowtide::torch_ops

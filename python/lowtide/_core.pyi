@@ -22,6 +22,7 @@ __all__: list[str] = [
     "random_dot",
     "random_sample",
     "random_words",
+    "requant_add_sr",
     "set_isa",
     "set_num_threads",
 ]
@@ -68,7 +69,7 @@ def quantize_group(
     bits: int,
     group: int,
     stochastic: bool,
-    compat: bool,
+    range: int,
     seed: int,
     step: int,
     slot: int,
@@ -120,5 +121,25 @@ def random_words(
     role: int,
     offset: int,
 ) -> None: ...
+def requant_add_sr(
+    codes: numpy.typing.NDArray[numpy.uint8],
+    scale: numpy.typing.NDArray[numpy.float32],
+    zero: numpy.typing.NDArray[numpy.uint8] | None,
+    delta: numpy.typing.NDArray[numpy.float32],
+    alpha: float,
+    decay: float,
+    bits: int,
+    group: int,
+    seed: int,
+    step: int,
+    slot: int,
+    param: int,
+    role: int,
+    offset: int,
+) -> int:
+    """
+    Steps the weights in place; returns the number of groups skipped as non-finite.
+    """
+
 def set_isa(name: str) -> None: ...
 def set_num_threads(n: int) -> None: ...

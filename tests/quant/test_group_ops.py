@@ -28,7 +28,7 @@ def numpy_quantize(x: np.ndarray, bits: int, group: int, scheme: str, rounding: 
     zero = np.empty(scale.shape, np.uint8) if scheme == "asymmetric" else None
     where = (ADDRESS[k] for k in ("seed", "step", "slot", "param"))
     bad = _core.quantize_group(
-        x, codes, scale, zero, bits, group, rounding == "stochastic", False, *where, 5, ADDRESS["offset"]
+        x, codes, scale, zero, bits, group, rounding == "stochastic", 0, *where, 5, ADDRESS["offset"]
     )
     assert bad == 0
     return codes, scale, zero
@@ -232,7 +232,7 @@ def test_an_op_called_directly_never_writes_out_of_bounds() -> None:
 def test_opcheck() -> None:
     x = matrix(3, 70)
     codes, scale, zero = packed()
-    tail = (4, 32, True, False, 1, 2, 3, [4], 5, 0, False)
+    tail = (4, 32, True, 0, 1, 2, 3, [4], 5, 0, False)
     torch.library.opcheck(
         torch.ops.lowtide.quantize_group_list_.default, ([x], [codes], [scale], [zero], *tail)
     )

@@ -32,6 +32,8 @@ from lowtide.ops.quant import (  # noqa: E402
     dequantize_group_list_,
     quantize_group,
     quantize_group_list_,
+    requant_add_sr_,
+    requant_add_sr_list_,
 )
 from lowtide.ops.random import random_add_, random_add_list_, random_dot, random_sample  # noqa: E402
 
@@ -46,4 +48,6 @@ __all__ = [
     "random_add_list_",
     "random_dot",
     "random_sample",
+    "requant_add_sr_",
+    "requant_add_sr_list_",
 ]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ from lowtide.ops._common import check_mutable, mutated
 from lowtide.quant._format import (
     NONFINITE,
     ROLE_QUANT_SR,
+    ROLE_WEIGHT_SR,
     ROUNDINGS,
     SCHEMES,
     check_format,
@@ -77,6 +79,12 @@ def _address(seed: int, step: int, slot: int, offset: int) -> tuple[int, int, in
     )
 
 
+def _range(compat: bool, headroom: bool) -> int:
+    if compat and headroom:
+        raise LowtideValueError("compat and headroom exclude each other: choose one")
+    return 2 if compat else 1 if headroom else 0
+
+
 def quantize_group(
     x: Tensor,
     *,
@@ -90,9 +98,13 @@ def quantize_group(
     param: int = 0,
     offset: int = 0,
     compat: bool = False,
+    headroom: bool = False,
     nonfinite: str = "raise",
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Codes of ``x`` (..., cols) in groups along its last dimension.
+
+    ``headroom=True`` leaves values room to grow by 1/16 before :func:`requant_add_sr_` needs another scale;
+    ``compat=True`` is Q-GaLore's quantizer.
 
     Returns:
         codes uint8 (rows, row_bytes), scale float32 (rows, groups), zero uint8 (rows, groups) or ``None``
@@ -129,7 +141,7 @@ def quantize_group(
         bits,
         group,
         rounding == "stochastic",
-        compat,
+        _range(compat, headroom),
         seed,
         step,
         slot,
@@ -159,6 +171,7 @@ def quantize_group_list_(
     slot: int = 0,
     params: Sequence[int] | None = None,
     compat: bool = False,
+    headroom: bool = False,
     nonfinite: str = "raise",
 ) -> Tensor | None:
     """Quantize each of ``xs`` into storage that exists; ``zeros=None`` is the symmetric scheme.
@@ -195,7 +208,7 @@ def quantize_group_list_(
             bits,
             group,
             rounding == "stochastic",
-            compat,
+            _range(compat, headroom),
             seed,
             step,
             slot,
@@ -271,9 +284,123 @@ def dequantize_group_list_(
     mutated(*outs)
 
 
+def requant_add_sr_(
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    delta: Tensor,
+    *,
+    alpha: float = 1.0,
+    decay: float = 1.0,
+    bits: int,
+    group: int,
+    seed: int,
+    step: int,
+    slot: int = 0,
+    param: int,
+    offset: int = 0,
+    nonfinite: str = "raise",
+) -> Tensor:
+    """``w <- w * decay + alpha * delta`` on a packed matrix, stochastically rounded, in place.
+
+    A group keeps its scale while the new values fit it, so a weight that is not asked to move keeps its code.
+
+    Returns:
+        The number of groups left unchanged for non-finite values (int64, no dimensions). With
+        ``nonfinite="raise"`` a non-finite element of ``delta`` is refused before anything changes.
+    """
+    skipped = requant_add_sr_list_(
+        [codes],
+        [scale],
+        None if zero is None else [zero],
+        [delta],
+        alpha=alpha,
+        decay=decay,
+        bits=bits,
+        group=group,
+        seed=seed,
+        step=step,
+        slot=slot,
+        params=[param],
+        offset=offset,
+        nonfinite=nonfinite,
+    )
+    assert skipped is not None
+    return skipped
+
+
+def requant_add_sr_list_(
+    codes: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    zeros: Sequence[Tensor] | None,
+    deltas: Sequence[Tensor],
+    *,
+    alpha: float = 1.0,
+    decay: float = 1.0,
+    bits: int,
+    group: int,
+    seed: int,
+    step: int,
+    slot: int = 0,
+    params: Sequence[int] | None = None,
+    offset: int = 0,
+    nonfinite: str = "raise",
+) -> Tensor | None:
+    """:func:`requant_add_sr_` on many matrices in one call; ``None`` for empty lists."""
+    choice(nonfinite, "nonfinite", NONFINITE)
+    if not math.isfinite(alpha):
+        raise LowtideValueError(f"alpha must be finite, got {alpha!r}")
+    if not 0 <= decay <= 1:
+        raise LowtideValueError(f"decay must be in [0, 1], got {decay!r}")
+    ids = _params(params, len(deltas))
+    seed, step, slot, offset = _address(seed, step, slot, offset)
+    pairs = zeros if zeros is not None else [None] * len(deltas)
+    if not len(deltas) == len(codes) == len(scales) == len(pairs):
+        raise LowtideValueError("codes, scales, zeros and deltas must have equal lengths")
+    if not deltas:
+        return None
+    for d, c, s, z in zip(deltas, codes, scales, pairs, strict=True):
+        if d.dtype != torch.float32:
+            raise LowtideTypeError(f"delta must be float32, got {d.dtype}; convert it with .float()")
+        if d.dim() == 0 or d.numel() != s.shape[0] * d.shape[-1]:
+            raise LowtideValueError(
+                f"delta of shape {tuple(d.shape)} does not have the {s.shape[0]} rows of scale"
+            )
+        _check_packed(c, s, z, d.shape[-1], bits, group)
+    changed = [*codes, *scales, *(zeros or [])]
+    check_mutable(changed, "codes, scale or zero")
+    try:
+        skipped: Tensor = _op.requant_add_sr_list_(
+            list(codes),
+            list(scales),
+            list(zeros or []),
+            [d.detach().contiguous() for d in deltas],
+            float(alpha),
+            float(decay),
+            bits,
+            group,
+            seed,
+            step,
+            slot,
+            ids,
+            ROLE_WEIGHT_SR,
+            offset,
+            nonfinite == "raise",
+        )
+    except RuntimeError as error:
+        raise _translated(error, "delta") from None
+    mutated(*changed)
+    return skipped
+
+
 @torch.library.register_fake("lowtide::quantize_group_list_")
 def _(xs: list[Tensor], *_: object) -> Tensor:
     return xs[0].new_empty((), dtype=torch.int64)
+
+
+@torch.library.register_fake("lowtide::requant_add_sr_list_")
+def _(codes: list[Tensor], *_: object) -> Tensor:
+    return codes[0].new_empty((), dtype=torch.int64)
 
 
 @torch.library.register_fake("lowtide::dequantize_group_list_")

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "packed.h"
 #include "quant/group_codec_scalar.h"
 #include "testing.h"
 
@@ -16,48 +17,11 @@ namespace {
 
 using ::lowtide::testing::digest;
 using ::lowtide::testing::noise;
+using ::lowtide::testing::Packed;
+using ::lowtide::testing::quantized;
 using ::lowtide::testing::same_everywhere;
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
-
-struct Packed {
-  GroupShape shape;
-  std::vector<uint8_t> codes, zero;
-  std::vector<float> scale;
-
-  Packed(const GroupShape& s, Scheme scheme)
-      : shape(s),
-        codes(static_cast<size_t>(s.rows * row_bytes(s)), 0xa5),
-        zero(scheme == Scheme::symmetric ? 0 : static_cast<size_t>(s.rows * groups_per_row(s))),
-        scale(static_cast<size_t>(s.rows * groups_per_row(s)), -1.0f),
-        asymmetric_(scheme == Scheme::asymmetric) {
-    zero.reserve(1);  // data() is not null for an empty asymmetric matrix
-  }
-  GroupMatrix out() {
-    return {codes.data(), scale.data(), asymmetric_ ? zero.data() : nullptr, shape};
-  }
-  ConstGroupMatrix in() const {
-    return {codes.data(), scale.data(), asymmetric_ ? zero.data() : nullptr, shape};
-  }
-  uint64_t hash() const {
-    return digest(codes) ^ (digest(scale) * 3) ^ (zero.empty() ? 0 : digest(zero) * 5);
-  }
-  std::vector<float> decoded() const {
-    std::vector<float> x(static_cast<size_t>(shape.rows * shape.cols));
-    dequantize_groups(in(), x.data(), FloatType::f32);
-    return x;
-  }
-
- private:
-  bool asymmetric_;
-};
-
-Packed quantized(const std::vector<float>& x, const GroupShape& s, Scheme scheme,
-                 const QuantizeOptions& o = {}) {
-  Packed p(s, scheme);
-  quantize_groups(x.data(), FloatType::f32, p.out(), o);
-  return p;
-}
 
 std::vector<uint16_t> to_bf16(const std::vector<float>& x) {
   std::vector<uint16_t> h(x.size());
@@ -207,7 +171,7 @@ TEST(GroupCodecNumerics, GroupsOfOneSignKeepTheirResolution) {
   double worst = 0;
   for (int i = 0; i < 256; ++i) worst = std::max(worst, std::abs(double{x[i]} - y[i]));
   EXPECT_LE(worst, 0.5 / 255 + 1e-6);  // Q-GaLore's zero clamp: 0.5
-  const auto q = quantized(x, s, Scheme::asymmetric, {.compat = true}).decoded();
+  const auto q = quantized(x, s, Scheme::asymmetric, {.range = Range::compat}).decoded();
   EXPECT_NEAR(q[0], q[255], 1e-6);  // and compat reproduces it
 }
 
@@ -255,6 +219,38 @@ TEST(GroupCodecNumerics, FixedPointRoundingIsExactOnItsGrid) {
   }
 }
 
+TEST(GroupCodecNumerics, HeadroomLeavesRoomAtBothEnds) {
+  for (int bits : {8, 4})
+    for (Scheme scheme : {Scheme::symmetric, Scheme::asymmetric}) {
+      const GroupShape s{.rows = 1, .cols = 999, .group = 64, .bits = bits};
+      const auto x = noise(999, 6);
+      const QuantizeOptions o{.range = Range::headroom};
+      const Packed p = quantized(x, s, scheme, o);
+      const auto y = p.decoded();
+      for (int g = 0; g < 16; ++g) {
+        const int zero = scheme == Scheme::symmetric ? symmetric_zero(bits) : p.zero[g];
+        for (int i = 64 * g; i < std::min(999, 64 * g + 64); ++i) {
+          EXPECT_NEAR(x[i], y[i], 0.5001 * p.scale[g]);
+          EXPECT_LE(1.06f * x[i], decode(max_code(bits), zero, p.scale[g]));
+          EXPECT_GE(1.06f * x[i], decode(min_code(scheme), zero, p.scale[g]));
+        }
+      }
+      same_everywhere([&] { return quantized(x, s, scheme, o).hash(); });
+    }
+}
+
+TEST(GroupCodecNumerics, CompatHasTheSameBitsEverywhere) {
+  auto x = noise(2 * 700, 6);
+  for (int i = 0; i < 64; ++i) x[i] = 5.0f + x[i] * 1e-3f;
+  for (int bits : {8, 4})
+    for (Rounding rounding : {Rounding::nearest, Rounding::stochastic})
+      same_everywhere([&] {
+        const GroupShape s{.rows = 2, .cols = 700, .group = 64, .bits = bits};
+        return quantized(x, s, Scheme::asymmetric, {.rounding = rounding, .range = Range::compat})
+            .hash();
+      });
+}
+
 TEST(GroupCodecNumerics, CountsNonFiniteElements) {
   auto x = noise(100003, 4);
   for (size_t i : {0, 17, 4095, 4096, 65536, 100002}) x[i] = i % 2 ? kInf : std::nanf("");
@@ -280,11 +276,15 @@ TEST(GroupCodecErrors, ImpossibleShapesAreRefused) {
   EXPECT_THROW(call({.rows = 1, .cols = 4, .group = 32, .bits = 5}), Error);
   EXPECT_THROW(call({.rows = 1, .cols = 4, .group = 48, .bits = 8}), Error);
   EXPECT_THROW(call({.rows = 1, .cols = 4, .group = 0, .bits = 8}), Error);
-  EXPECT_THROW(call({.rows = 1, .cols = 4, .group = 32, .bits = 8}, {.compat = true}), Error);
+  EXPECT_THROW(call({.rows = 1, .cols = 4, .group = 32, .bits = 8}, {.range = Range::compat}),
+               Error);
   EXPECT_THROW(call({.rows = 1, .cols = 4, .group = 32, .bits = 8}, {.offset = -1}), Error);
+  EXPECT_THROW(
+      call({.rows = 1, .cols = 4, .group = 32, .bits = 8}, {.range = static_cast<Range>(3)}),
+      Error);
   EXPECT_NO_THROW(quantize_groups(x, FloatType::f32,
                                   {codes, scale, zero, {.rows = 2, .cols = 32, .group = 32}},
-                                  {.compat = true}));
+                                  {.range = Range::compat}));
 }
 
 }  // namespace
