@@ -180,6 +180,20 @@ LT_SIMD void mul_hi_lo(vu32 a, uint32_t m, vu32& hi, vu32& lo) {
 #endif
 }
 
+// Keeps the low byte of each lane; lanes must be in [0, 255].
+LT_SIMD void store_bytes(uint8_t* p, vi32 x) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)x));
+#elif defined(__AVX2__)
+  const __m256i words = _mm256_packus_epi32((__m256i)x, (__m256i)x);
+  const __m256i bytes = _mm256_packus_epi16(words, words);
+  const __m256i both = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4));
+  _mm_storel_epi64((__m128i*)p, _mm256_castsi256_si128(both));
+#else
+  store(p, __builtin_convertvector(x, vu8));
+#endif
+}
+
 // bf16 bits <-> float.
 LT_SIMD vf32 bf16_to_float(vu16 h) { return as_f(__builtin_convertvector(h, vu32) << 16); }
 LT_SIMD vu16 float_to_bf16(vf32 x) {

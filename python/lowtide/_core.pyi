@@ -6,17 +6,26 @@ Native kernels on NumPy arrays. Use the functions of the lowtide package instead
 
 from __future__ import annotations
 
+import collections.abc
+
 import numpy
 import numpy.typing
 
 __all__: list[str] = [
     "active_isa",
     "active_isa_id",
+    "adam8_direction",
+    "adam_direction",
+    "adamw",
+    "adamw8",
+    "apply_update",
     "available_isas",
     "build_info",
+    "dequantize_dynamic",
     "dequantize_group",
     "matmul",
     "num_threads",
+    "quantize_dynamic",
     "quantize_group",
     "random_add",
     "random_dot",
@@ -29,12 +38,87 @@ __all__: list[str] = [
 
 def active_isa() -> str: ...
 def active_isa_id() -> int: ...
+def adam8_direction(
+    rs: list[numpy.typing.NDArray[numpy.float32]],
+    m_codes: list[numpy.typing.NDArray[numpy.uint8]],
+    m_absmax: list[numpy.typing.NDArray[numpy.float32]],
+    v_codes: list[numpy.typing.NDArray[numpy.uint8]],
+    v_absmax: list[numpy.typing.NDArray[numpy.float32]],
+    a: float,
+    s: float,
+    eps: float,
+    beta1: float,
+    beta2: float,
+) -> int: ...
+def adam_direction(
+    rs: list[numpy.typing.NDArray[numpy.float32]],
+    ms: list[numpy.typing.NDArray[numpy.float32]],
+    vs: list[numpy.typing.NDArray[numpy.float32]],
+    a: float,
+    s: float,
+    eps: float,
+    beta1: float,
+    beta2: float,
+) -> int: ...
+def adamw(
+    ps: list[numpy.ndarray],
+    gs: list[numpy.ndarray],
+    ms: list[numpy.typing.NDArray[numpy.float32]],
+    vs: list[numpy.typing.NDArray[numpy.float32]],
+    a: float,
+    s: float,
+    eps: float,
+    beta1: float,
+    beta2: float,
+    decay_before: float,
+    decay_after: float,
+    stochastic: bool,
+    seed: int,
+    step: int,
+    params: collections.abc.Sequence[int],
+) -> int: ...
+def adamw8(
+    ps: list[numpy.ndarray],
+    gs: list[numpy.ndarray],
+    m_codes: list[numpy.typing.NDArray[numpy.uint8]],
+    m_absmax: list[numpy.typing.NDArray[numpy.float32]],
+    v_codes: list[numpy.typing.NDArray[numpy.uint8]],
+    v_absmax: list[numpy.typing.NDArray[numpy.float32]],
+    a: float,
+    s: float,
+    eps: float,
+    beta1: float,
+    beta2: float,
+    decay_before: float,
+    decay_after: float,
+    stochastic: bool,
+    seed: int,
+    step: int,
+    params: collections.abc.Sequence[int],
+) -> int: ...
+def apply_update(
+    ps: list[numpy.ndarray],
+    us: list[numpy.typing.NDArray[numpy.float32]],
+    alpha: float,
+    decay_before: float,
+    decay_after: float,
+    stochastic: bool,
+    seed: int,
+    step: int,
+    params: collections.abc.Sequence[int],
+) -> None: ...
 def available_isas() -> list[str]: ...
 def build_info() -> dict[str, str]:
     """
     Version, compiler and build type of this binary.
     """
 
+def dequantize_dynamic(
+    out: numpy.typing.NDArray[numpy.float32],
+    codes: numpy.typing.NDArray[numpy.uint8],
+    absmax: numpy.typing.NDArray[numpy.float32],
+    signed: bool,
+) -> None: ...
 def dequantize_group(
     codes: numpy.typing.NDArray[numpy.uint8],
     scale: numpy.typing.NDArray[numpy.float32],
@@ -61,6 +145,12 @@ def matmul(
     tb: bool,
 ) -> None: ...
 def num_threads() -> int: ...
+def quantize_dynamic(
+    codes: numpy.typing.NDArray[numpy.uint8],
+    absmax: numpy.typing.NDArray[numpy.float32],
+    x: numpy.typing.NDArray[numpy.float32],
+    signed: bool,
+) -> int: ...
 def quantize_group(
     x: numpy.ndarray,
     codes: numpy.typing.NDArray[numpy.uint8],

@@ -26,7 +26,15 @@ from lowtide import _core
 
 torch.ops.lowtide._set_isa(_core.active_isa_id())
 
+from lowtide.ops.dynamic_map import dequantize_dynamic, quantize_dynamic  # noqa: E402
 from lowtide.ops.matmul import Packed, matmul  # noqa: E402
+from lowtide.ops.optim import (  # noqa: E402
+    adam8_direction_,
+    adam_direction_,
+    adamw8_,
+    adamw_,
+    apply_update_,
+)
 from lowtide.ops.quant import (  # noqa: E402
     dequantize_group,
     dequantize_group_list_,
@@ -39,9 +47,16 @@ from lowtide.ops.random import random_add_, random_add_list_, random_dot, random
 
 __all__ = [
     "Packed",
+    "adam8_direction_",
+    "adam_direction_",
+    "adamw8_",
+    "adamw_",
+    "apply_update_",
+    "dequantize_dynamic",
     "dequantize_group",
     "dequantize_group_list_",
     "matmul",
+    "quantize_dynamic",
     "quantize_group",
     "quantize_group_list_",
     "random_add_",

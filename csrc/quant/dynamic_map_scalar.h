@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+// The 8-bit dynamic map of bitsandbytes (Dettmers et al., ICLR 2022, section 2) in closed form, one
+// element at a time: the definition that every target reproduces bit for bit. No table of 256, no
+// gather.
+//
+// Magnitudes of [0, 1] fall into nine regions: 0 holds zero alone; r = 1..7 is the decade
+// [10^(r-8), 10^(r-7)], cut into 2^(r-1) equal bins (signed map) or 2^r (unsigned map) and
+// represented by their centers; 8 holds one alone. Bins are numbered through: signed k = 0..128,
+// code 127 + k for positive and 127 - k for negative values (there is no -1.0: k stops at 127);
+// unsigned k = code. Zero is exact in both maps: code 127 and code 0.
+#pragma once
+#include "base/hd.h"
+
+namespace lowtide::quant {
+
+constexpr int kDynamicBlock = 256;  // elements that share one absmax
+constexpr int kDynamicZeroSigned = 127;
+constexpr int kDynamicRegions = 9;
+
+// Blocks whose largest magnitude is below the smallest normal number are stored as zeros: the
+// reciprocal of a smaller one could overflow.
+constexpr float kDynamicTiny = 0x1p-126f;
+
+// Constants of region r, computed in double and rounded once.
+LT_HD constexpr double dynamic_decade(int r) {
+  constexpr double decade[kDynamicRegions] = {0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 0};
+  return decade[r];
+}
+LT_HD constexpr double dynamic_bins(int r, bool is_signed) {
+  return static_cast<double>(1 << (is_signed ? r - 1 : r));
+}
+
+// Decoding: value = slope * w + base, where w in [0, 1) is the position of the bin's center.
+LT_HD constexpr float dynamic_slope(int r) { return static_cast<float>(0.9 * dynamic_decade(r)); }
+LT_HD constexpr float dynamic_base(int r) {
+  return r == 8 ? 1.0f : static_cast<float>(0.1 * dynamic_decade(r));
+}
+
+// Encoding: k = min(floor(a * scale + shift), last).
+LT_HD constexpr float dynamic_scale(int r, bool is_signed) {
+  if (r == 0 || r == 8) return 0.0f;
+  return static_cast<float>(dynamic_bins(r, is_signed) / (0.9 * dynamic_decade(r)));
+}
+LT_HD constexpr int dynamic_last(int r, bool is_signed) {
+  if (r == 0) return 0;
+  if (r == 8) return is_signed ? 128 : 255;
+  return 2 * (1 << (is_signed ? r - 1 : r)) - (is_signed ? 1 : 2);
+}
+LT_HD constexpr float dynamic_shift(int r, bool is_signed) {
+  if (r == 0 || r == 8) return static_cast<float>(dynamic_last(r, is_signed));
+  return static_cast<float>(dynamic_bins(r, is_signed) * (0.8 / 0.9) - (is_signed ? 0 : 1));
+}
+
+// The smallest magnitude that belongs to region r + 1 and not to region r: the midpoint between the
+// last center below and the first center above.
+LT_HD constexpr float dynamic_boundary(int r, bool is_signed) {
+  const double below = r == 0 ? 0 : dynamic_decade(r) * (1 - 0.45 / dynamic_bins(r, is_signed));
+  const double above =
+      r == 7 ? 1 : dynamic_decade(r + 1) * (0.1 + 0.45 / dynamic_bins(r + 1, is_signed));
+  return static_cast<float>(0.5 * (below + above));
+}
+
+// The constants by region, padded to 16 entries for vector permutes. Functions take the table as an
+// argument, so that a CUDA kernel can keep it in constant memory.
+struct alignas(64) DynamicTable {
+  float slope[16], base[16];
+  float scale[2][16], shift[2][16], last[2][16], boundary[2][16];  // [is_signed][region]
+};
+
+constexpr DynamicTable make_dynamic_table() {
+  DynamicTable t{};
+  for (int r = 0; r < kDynamicRegions; ++r) {
+    t.slope[r] = dynamic_slope(r);
+    t.base[r] = dynamic_base(r);
+    for (int s = 0; s < 2; ++s) {
+      t.scale[s][r] = dynamic_scale(r, s != 0);
+      t.shift[s][r] = dynamic_shift(r, s != 0);
+      t.last[s][r] = static_cast<float>(dynamic_last(r, s != 0));
+      if (r < 8) t.boundary[s][r] = dynamic_boundary(r, s != 0);
+    }
+  }
+  return t;
+}
+
+constexpr DynamicTable kDynamic = make_dynamic_table();
+
+// Value of a code in units of the block's absmax. Within 1.1e-7 (relative) of the exact centers,
+// and within 1.8e-7 of bitsandbytes' create_dynamic_map, whose own table is 1.4e-7 off.
+LT_HD float dynamic_value(const DynamicTable& t, int code, bool is_signed) {
+  const int d = is_signed ? code - kDynamicZeroSigned : code;
+  const float f = static_cast<float>(d < 0 ? -d : d) + (is_signed ? 0.5f : 1.5f);
+  const uint32_t bits = float_bits(f);
+  const int r = static_cast<int>(bits >> 23) - (is_signed ? 126 : 127);
+  const float w = bits_float((bits & 0x007fffffu) | 0x3f800000u) - 1.0f;
+  const float value = t.slope[r] * w + t.base[r];
+  return d < 0 ? -value : value;
+}
+
+LT_HD float dynamic_decode(const DynamicTable& t, int code, bool is_signed, float absmax) {
+  return dynamic_value(t, code, is_signed) * absmax;
+}
+
+// Number of region boundaries at or below a.
+LT_HD int dynamic_region(const DynamicTable& t, float a, bool is_signed) {
+  int r = 0;
+  while (r < 8 && a >= t.boundary[is_signed][r]) ++r;
+  return r;
+}
+
+// Code of the nearest value to x / absmax, given inverse = dynamic_inverse(absmax); x finite. A
+// midpoint itself belongs to the larger magnitude; rounding of a * scale + shift may move a point
+// that lies within 5e-5 of a bin from its midpoint. (bitsandbytes' search puts midpoints down; its
+// CPU path is off by up to a bin.) The unsigned map takes negative x as zero.
+LT_HD uint8_t dynamic_encode(const DynamicTable& t, float x, bool is_signed, float inverse) {
+  const float y = x * inverse;
+  const float a = is_signed ? abs_f(y) : (y > 0.0f ? y : 0.0f);
+  const int r = dynamic_region(t, a, is_signed);
+  const float at = a * t.scale[is_signed][r] + t.shift[is_signed][r];
+  const float last = t.last[is_signed][r];
+  const int k = static_cast<int>(last < at ? last : at);  // floor
+  if (!is_signed) return static_cast<uint8_t>(k);
+  const int code = float_bits(y) >> 31 ? kDynamicZeroSigned - k : kDynamicZeroSigned + k;
+  return static_cast<uint8_t>(code < 0 ? 0 : code);
+}
+
+// The unsigned map for second moments: a positive value never becomes zero. With v rounded to zero
+// beside a first moment that is not, the next step would be m / eps.
+LT_HD uint8_t dynamic_encode_positive(const DynamicTable& t, float x, float inverse) {
+  const uint8_t code = dynamic_encode(t, x, false, inverse);
+  return code == 0 && x * inverse > 0.0f ? uint8_t{1} : code;
+}
+
+// What is stored for a block with this largest magnitude, and its reciprocal (0 codes all as zero).
+LT_HD float dynamic_absmax(float largest) { return largest >= kDynamicTiny ? largest : 0.0f; }
+LT_HD float dynamic_inverse(float absmax) { return absmax > 0.0f ? div_rn(1.0f, absmax) : 0.0f; }
+
+}  // namespace lowtide::quant

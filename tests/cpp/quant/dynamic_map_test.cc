@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "quant/dynamic_map.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "base/error.h"
+#include "testing.h"
+
+namespace lowtide::quant {
+namespace {
+
+using ::lowtide::testing::digest;
+using ::lowtide::testing::kAwkward;
+using ::lowtide::testing::same_everywhere;
+
+struct Encoded {
+  std::vector<uint8_t> codes;
+  std::vector<float> absmax;
+};
+
+Encoded encode(const std::vector<float>& x, bool is_signed, int64_t* nonfinite = nullptr) {
+  const auto n = static_cast<int64_t>(x.size());
+  Encoded e{std::vector<uint8_t>(x.size()),
+            std::vector<float>(static_cast<size_t>(dynamic_blocks(n)))};
+  const int64_t bad = quantize_dynamic(e.codes.data(), e.absmax.data(), x.data(), n, is_signed);
+  if (nonfinite != nullptr) *nonfinite = bad;
+  return e;
+}
+
+std::vector<float> decode(const Encoded& e, bool is_signed) {
+  std::vector<float> x(e.codes.size());
+  dequantize_dynamic(x.data(), e.codes.data(), e.absmax.data(), static_cast<int64_t>(x.size()),
+                     is_signed);
+  return x;
+}
+
+// noise() spread over the nine decades that the map covers and a few beyond.
+std::vector<float> wide_noise(int64_t n, uint64_t seed) {
+  auto x = ::lowtide::testing::noise(n, seed);
+  for (size_t i = 0; i < x.size(); ++i)
+    x[i] *= static_cast<float>(std::pow(10.0, -static_cast<int>(i % 11)));
+  return x;
+}
+
+// Each block starts with 1, so that codes stand for the values themselves.
+std::vector<float> with_unit_blocks(const std::vector<float>& values) {
+  std::vector<float> x;
+  for (float v : values) {
+    if (x.size() % kDynamicBlock == 0) x.push_back(1.0f);
+    x.push_back(v);
+  }
+  return x;
+}
+
+class DynamicMap : public ::testing::TestWithParam<bool> {};
+
+TEST_P(DynamicMap, SameBitsForEverySizeIsaAndThreadCount) {
+  for (int64_t n : kAwkward) {
+    const auto x = wide_noise(n, 3);
+    same_everywhere([&] {
+      const Encoded e = encode(x, GetParam());
+      return digest(decode(e, GetParam())) ^ digest(e.codes) ^ digest(e.absmax);
+    });
+  }
+}
+
+// The vector code estimates the region from the exponent: every boundary, every power of two and
+// their neighbours must come out as in the scalar definition.
+TEST_P(DynamicMap, SameBitsAroundEveryBoundary) {
+  std::vector<float> points = {0.0f, -0.0f};
+  auto add = [&](float v) {
+    for (int ulp = -3; ulp <= 3; ++ulp) {
+      const float w = bits_float(float_bits(v) + static_cast<uint32_t>(ulp));
+      if (w <= 1.0f) points.push_back(w), points.push_back(-w);
+    }
+  };
+  for (int r = 0; r < 8; ++r) add(kDynamic.boundary[GetParam()][r]);
+  for (int e = -126; e <= 0; ++e) add(std::ldexp(1.0f, e)), add(std::ldexp(1.3f, e - 1));
+  for (int c = 0; c < 256; ++c) add(std::abs(dynamic_value(kDynamic, c, GetParam())));
+  const auto x = with_unit_blocks(points);
+  same_everywhere([&] { return digest(encode(x, GetParam()).codes); });
+}
+
+TEST_P(DynamicMap, EveryCodeSurvivesARoundTrip) {
+  std::vector<float> values;
+  for (int c = 0; c < 256; ++c) values.push_back(dynamic_value(kDynamic, c, GetParam()));
+  EXPECT_TRUE(std::is_sorted(values.begin(), values.end()));
+  const auto x = with_unit_blocks(values);
+  const Encoded e = encode(x, GetParam());
+  for (size_t i = 0, c = 0; i < x.size(); ++i) EXPECT_EQ(e.codes[i], i % kDynamicBlock ? c++ : 255);
+  EXPECT_EQ(digest(decode(e, GetParam())), digest(x));
+}
+
+TEST_P(DynamicMap, CodesAreTheNearestOnes) {
+  std::vector<double> values;
+  for (int c = 0; c < 256; ++c) values.push_back(dynamic_value(kDynamic, c, GetParam()));
+  std::vector<float> points = ::lowtide::testing::noise(20000, 4);
+  for (int i = 0; i < 20000; ++i)
+    points.push_back(static_cast<float>(std::pow(10.0, -8.0 * i / 20000)) * (i % 2 ? 1 : -1));
+  const auto x = with_unit_blocks(points);
+  const Encoded e = encode(x, GetParam());
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double v = GetParam() ? x[i] : std::max(x[i], 0.0f);
+    const auto at = std::lower_bound(values.begin(), values.end(), v);
+    const double high = at == values.end() ? values.back() : *at;
+    const double low = at == values.begin() ? high : *std::prev(at);
+    const double best = std::min(std::abs(high - v), std::abs(v - low));
+    // a * scale + shift is below 256, where floats are 1.5e-5 apart: three roundings, in gaps.
+    EXPECT_LE(std::abs(values[e.codes[i]] - v), best + 5e-5 * (high - low)) << x[i];
+  }
+}
+
+TEST_P(DynamicMap, BlocksAreIndependent) {
+  const int64_t n = 5 * kDynamicBlock + 100, cut = 2 * kDynamicBlock;
+  const auto x = wide_noise(n, 8);
+  const Encoded whole = encode(x, GetParam());
+  const Encoded head = encode({x.begin(), x.begin() + cut}, GetParam());
+  const Encoded tail = encode({x.begin() + cut, x.end()}, GetParam());
+  EXPECT_TRUE(std::equal(head.codes.begin(), head.codes.end(), whole.codes.begin()));
+  EXPECT_TRUE(std::equal(tail.codes.begin(), tail.codes.end(), whole.codes.begin() + cut));
+  EXPECT_TRUE(std::equal(tail.absmax.begin(), tail.absmax.end(), whole.absmax.begin() + 2));
+}
+
+TEST_P(DynamicMap, ZeroIsExactAndDenormalBlocksAreZero) {
+  for (float fill : {0.0f, 0x1p-127f, -0x1p-149f}) {
+    const Encoded e = encode(std::vector<float>(300, fill), GetParam());
+    for (auto c : e.codes) EXPECT_EQ(c, GetParam() ? 127 : 0);
+    for (float a : e.absmax) EXPECT_EQ(float_bits(a), 0u);
+  }
+  std::vector<float> x(256, 0.0f);
+  x[17] = 3e-5f;
+  for (float v : decode(encode(x, GetParam()), GetParam())) EXPECT_TRUE(v == 0.0f || v == 3e-5f);
+}
+
+TEST_P(DynamicMap, ExtremeMagnitudesStayFinite) {
+  const float big = std::numeric_limits<float>::max();
+  for (float scale : {big, 0x1p127f, 0x1p-126f, 1e-30f}) {
+    std::vector<float> x = {scale, scale * 0.5f, -scale * 0.25f, 0.0f};
+    const auto y = decode(encode(x, GetParam()), GetParam());
+    EXPECT_EQ(y[0], scale);
+    EXPECT_NEAR(y[1] / scale, 0.5, 0.01);
+    EXPECT_NEAR(y[2] / scale, GetParam() ? -0.25 : 0.0, 0.01);
+    EXPECT_EQ(y[3], 0.0f);
+  }
+}
+
+TEST_P(DynamicMap, NonFiniteElementsAreCountedAndCodedAsZero) {
+  auto x = wide_noise(1000, 5);
+  const Encoded clean = encode(x, GetParam());
+  for (size_t i : {3, 500, 501, 999}) x[i] = 0.0f;
+  const Encoded want = encode(x, GetParam());
+  x[3] = NAN, x[500] = INFINITY, x[501] = -INFINITY, x[999] = -NAN;
+  same_everywhere([&] {
+    int64_t bad = 0;
+    const Encoded got = encode(x, GetParam(), &bad);
+    EXPECT_EQ(bad, 4);
+    EXPECT_EQ(digest(got.codes), digest(want.codes));
+    return digest(got.absmax);
+  });
+  EXPECT_NE(digest(clean.codes), digest(want.codes));
+}
+
+INSTANTIATE_TEST_SUITE_P(Map, DynamicMap, ::testing::Bool(),
+                         [](const auto& info) { return info.param ? "signed" : "unsigned"; });
+
+// Values of bitsandbytes 0.50.2, create_dynamic_map(signed, 7, 8).
+TEST(DynamicMapValues, AreThoseOfBitsandbytes) {
+  struct Case {
+    bool is_signed;
+    int code;
+    double want;
+  };
+  const Case cases[] = {{true, 0, -0.992968738079071},
+                        {true, 64, -0.09859374910593033},
+                        {true, 126, -5.500000384017767e-07},
+                        {true, 127, 0.0},
+                        {true, 128, 5.500000384017767e-07},
+                        {true, 129, 3.250000190746505e-06},
+                        {true, 130, 7.749999895168003e-06},
+                        {true, 254, 0.992968738079071},
+                        {true, 255, 1.0},
+                        {false, 0, 0.0},
+                        {false, 1, 3.2500003044333425e-07},
+                        {false, 2, 7.749999895168003e-07},
+                        {false, 254, 0.9964843988418579},
+                        {false, 255, 1.0}};
+  for (const auto& c : cases) {
+    // Two roundings here, and their table is itself up to 1.4e-7 from the exact centers.
+    EXPECT_NEAR(dynamic_value(kDynamic, c.code, c.is_signed), c.want, 1.8e-7 * std::abs(c.want))
+        << c.code;
+  }
+}
+
+TEST(DynamicMapArguments, NegativeSizesAreRefused) {
+  EXPECT_THROW(quantize_dynamic(nullptr, nullptr, nullptr, -1, true), Error);
+  EXPECT_THROW(dequantize_dynamic(nullptr, nullptr, nullptr, -1, true), Error);
+}
+
+}  // namespace
+}  // namespace lowtide::quant
