@@ -16,7 +16,9 @@ struct Packed {
   Packed(const quant::GroupShape& s, quant::Scheme scheme)
       : shape(s),
         codes(static_cast<size_t>(s.rows * quant::row_bytes(s)), 0xa5),
-        zero(scheme == quant::Scheme::symmetric ? 0 : static_cast<size_t>(s.rows * quant::groups_per_row(s))),
+        zero(scheme == quant::Scheme::symmetric
+                 ? 0
+                 : static_cast<size_t>(s.rows * quant::groups_per_row(s))),
         scale(static_cast<size_t>(s.rows * quant::groups_per_row(s)), -1.0f),
         asymmetric_(scheme == quant::Scheme::asymmetric) {
     zero.reserve(1);  // data() is not null for an empty asymmetric matrix
@@ -40,8 +42,8 @@ struct Packed {
   bool asymmetric_;
 };
 
-inline Packed quantized(const std::vector<float>& x, const quant::GroupShape& s, quant::Scheme scheme,
-                 const quant::QuantizeOptions& o = {}) {
+inline Packed quantized(const std::vector<float>& x, const quant::GroupShape& s,
+                        quant::Scheme scheme, const quant::QuantizeOptions& o = {}) {
   Packed p(s, scheme);
   quant::quantize_groups(x.data(), quant::FloatType::f32, p.out(), o);
   return p;
