@@ -194,7 +194,8 @@ LT_SIMD void store_bytes(uint8_t* p, vi32 x) {
 #elif defined(__AVX2__)
   const __m256i words = _mm256_packus_epi32((__m256i)x, (__m256i)x);
   const __m256i bytes = _mm256_packus_epi16(words, words);
-  const __m256i both = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4));
+  const __m256i both =
+      _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4));
   _mm_storel_epi64((__m128i*)p, _mm256_castsi256_si128(both));
 #else
   store(p, __builtin_convertvector(x, vu8));

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// weight_store.h on whole blocks of kWeightBlock elements, kLanes at a time. For *_simd.cc files only.
+// weight_store.h on whole blocks of kWeightBlock elements, kLanes at a time. For *_simd.cc files
+// only.
 //
 // A store is made for one block (its constructor draws the random words), then load(p, i) and
 // store(p, i, x) work on elements [i, i + kLanes) of the block.
@@ -39,8 +40,8 @@ struct Bf16StochasticStore {
   typedef uint16_t Element;
   // Elements [first, first + 256) use two tiles of 64 words: within 128 elements the first 64 take
   // the low halves, the next 64 the high ones.
-  inline __attribute__((always_inline)) Bf16StochasticStore(int64_t first, random::Key key,
-                                                            uint32_t param) {
+  inline __attribute__((always_inline))
+  Bf16StochasticStore(int64_t first, random::Key key, uint32_t param) {
     const uint64_t tile = static_cast<uint64_t>(first) / 128;
     for (int t = 0; t < 2; ++t)
       random::tile_words(tile + t, key, param, random::kRoleWeightSr, words + 64 * t);

@@ -22,10 +22,9 @@ int64_t quantize_dynamic(uint8_t* codes, float* absmax, const float* x, int64_t 
   std::atomic<int64_t> nonfinite{0};
   parallel_for(dynamic_blocks(n), kGrain, [&](int64_t begin, int64_t end) {
     const int64_t at = begin * kDynamicBlock;
-    nonfinite.fetch_add(
-        table.quantize(codes + at, absmax + begin, x + at,
-                       std::min(n, end * kDynamicBlock) - at, is_signed),
-        std::memory_order_relaxed);
+    nonfinite.fetch_add(table.quantize(codes + at, absmax + begin, x + at,
+                                       std::min(n, end * kDynamicBlock) - at, is_signed),
+                        std::memory_order_relaxed);
   });
   return nonfinite.load();
 }

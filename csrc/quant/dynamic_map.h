@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Block codec of the 8-bit dynamic map, compatible with bitsandbytes' blockwise format: flat blocks
-// of 256 elements, one uint8 code an element, one float absmax a block (the last block may be short).
-// Memory traffic: 5.02 bytes an element either way.
+// of 256 elements, one uint8 code an element, one float absmax a block (the last block may be
+// short). Memory traffic: 5.02 bytes an element either way.
 #pragma once
 #include <cstdint>
 

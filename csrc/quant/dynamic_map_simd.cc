@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The same bits as dynamic_map_ref.cc, kLanes elements at a time. A block (1 KiB) is read from memory
-// once: its largest magnitude is taken first, the codes follow from L1.
+// The same bits as dynamic_map_ref.cc, kLanes elements at a time. A block (1 KiB) is read from
+// memory once: its largest magnitude is taken first, the codes follow from L1.
 #include "quant/dynamic_map_simd.h"
 
 #include "quant/dynamic_map_table.h"
