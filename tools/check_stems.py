@@ -14,7 +14,6 @@ NO_CUDA_YET: set[str] = {
     "optim/apply_update",
     "quant/dynamic_map",
     "quant/group_codec",
-    "quant/matmul",
     "quant/requant",
 }
 

@@ -25,8 +25,9 @@ std::map<uint64_t, size_t> live;
 uint64_t last_begin = 0, last_end = 0;  // the allocation hit by the last check
 
 void Protect(int protection) {
-  if (arena_end == arena) return;
-  if (mprotect(arena, static_cast<size_t>(arena_end - arena), protection) != 0) {
+  if (live.empty()) return;
+  char* begin = reinterpret_cast<char*>(live.begin()->first);
+  if (mprotect(begin, static_cast<size_t>(arena_end - begin), protection) != 0) {
     std::perror("emu: cannot change the protection of device memory");
     std::abort();
   }
@@ -96,6 +97,9 @@ bool DeviceMemory::Free(void* p) {
   if (it == live.end()) return false;
   live_bytes -= it->second;
   ForbidMemory(p, it->second);
+  const size_t pages = (it->second + 4095) / 4096 * 4096;
+  mprotect(p, pages, PROT_NONE);
+  madvise(p, pages, MADV_DONTNEED);
   live.erase(it);
   last_begin = last_end = 0;
   return true;
