@@ -58,3 +58,12 @@ function(lowtide_kernel family stem)
   endforeach()
   set_property(GLOBAL APPEND PROPERTY LOWTIDE_KERNELS ${family}/${stem})
 endfunction()
+
+# lowtide_algorithm(family stem...): <stem>.cc, written on kernels and the same for every ISA, and
+# tests/cpp/<family>/<stem>_test.cc.
+function(lowtide_algorithm family)
+  foreach(stem ${ARGN})
+    target_sources(lowtide PRIVATE ${PROJECT_SOURCE_DIR}/csrc/${family}/${stem}.cc)
+    set_property(GLOBAL APPEND PROPERTY LOWTIDE_ALGORITHMS ${family}/${stem})
+  endforeach()
+endfunction()

@@ -2,6 +2,7 @@
 // Decoding and packing of operand tiles, kLanes elements at a time. For *_simd.cc files only.
 #pragma once
 #include "base/simd.h"
+#include "base/transpose_simd.h"
 #include "quant/matmul_table.h"
 
 namespace lowtide::quant {
@@ -86,26 +87,6 @@ LT_SIMD void copy_block(const Operand& m, int64_t r0, int64_t rows, int64_t c0, 
       for (; c + kLanes <= last; c += kLanes) store(dst(r, c - c0), d.at(c));
       if (c < last) store(dst(r, c - c0), load_tail(m, r0 + r, c, last - c));
     });
-}
-
-// A kLanes x kLanes tile: log2(kLanes) rounds of interleaving the upper and the lower half.
-LT_SIMD void transpose(vf32 v[kLanes]) {
-  vi32 lo, hi;
-  for (int i = 0; i < kLanes / 2; ++i) {
-    lo[2 * i] = i, lo[2 * i + 1] = kLanes + i;
-    hi[2 * i] = kLanes / 2 + i, hi[2 * i + 1] = kLanes + kLanes / 2 + i;
-  }
-#pragma GCC unroll 4
-  for (int round = 1; round < kLanes; round *= 2) {
-    vf32 w[kLanes];
-#pragma GCC unroll 8
-    for (int i = 0; i < kLanes / 2; ++i) {
-      w[2 * i] = __builtin_shuffle(v[i], v[i + kLanes / 2], lo);
-      w[2 * i + 1] = __builtin_shuffle(v[i], v[i + kLanes / 2], hi);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) v[i] = w[i];
-  }
 }
 
 // dst(c - c0, r - r0) receives kLanes consecutive rows of column c (zeros beyond the last).

@@ -24,8 +24,8 @@ inline uint64_t digest(const void* data, size_t bytes, uint64_t h = 0xcbf29ce484
   return h;
 }
 
-template <class T>
-uint64_t digest(const std::vector<T>& v) {
+template <class T, class A>
+uint64_t digest(const std::vector<T, A>& v) {
   return digest(v.data(), v.size() * sizeof(T));
 }
 
