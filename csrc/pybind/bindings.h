@@ -26,6 +26,7 @@ void bind_dynamic_map(py::module_& m);
 void bind_optim(py::module_& m);
 void bind_random(py::module_& m);
 void bind_matmul(py::module_& m);
+void bind_lowrank(py::module_& m);
 void bind_quant(py::module_& m);
 
 }  // namespace lowtide::bind

@@ -47,5 +47,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind::bind_optim(m);
   bind::bind_random(m);
   bind::bind_matmul(m);
+  bind::bind_lowrank(m);
   bind::bind_quant(m);
 }

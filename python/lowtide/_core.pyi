@@ -32,6 +32,7 @@ __all__: list[str] = [
     "random_sample",
     "random_words",
     "requant_add_sr",
+    "rsvd",
     "set_isa",
     "set_num_threads",
 ]
@@ -231,5 +232,16 @@ def requant_add_sr(
     Steps the weights in place; returns the number of groups skipped as non-finite.
     """
 
+def rsvd(
+    g: numpy.typing.NDArray[numpy.float32],
+    rank: int,
+    left: bool,
+    prev: numpy.typing.NDArray[numpy.float32] | None,
+    oversample: int,
+    power_iters: int,
+    seed: int,
+    step: int,
+    param: int,
+) -> numpy.typing.NDArray[numpy.float32]: ...
 def set_isa(name: str) -> None: ...
 def set_num_threads(n: int) -> None: ...

@@ -27,6 +27,7 @@ from lowtide import _core
 torch.ops.lowtide._set_isa(_core.active_isa_id())
 
 from lowtide.ops.dynamic_map import dequantize_dynamic, quantize_dynamic  # noqa: E402
+from lowtide.ops.lowrank import rsvd  # noqa: E402
 from lowtide.ops.matmul import Packed, matmul  # noqa: E402
 from lowtide.ops.optim import (  # noqa: E402
     adam8_direction_,
@@ -65,4 +66,5 @@ __all__ = [
     "random_sample",
     "requant_add_sr_",
     "requant_add_sr_list_",
+    "rsvd",
 ]
