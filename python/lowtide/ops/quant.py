@@ -18,10 +18,12 @@ from lowtide.quant._format import (
     ROLE_WEIGHT_SR,
     ROUNDINGS,
     SCHEMES,
+    Address,
     check_format,
     choice,
     group_count,
     nonfinite_error,
+    range_id,
     row_bytes,
 )
 
@@ -79,12 +81,6 @@ def _address(seed: int, step: int, slot: int, offset: int) -> tuple[int, int, in
     )
 
 
-def _range(compat: bool, headroom: bool) -> int:
-    if compat and headroom:
-        raise LowtideValueError("compat and headroom exclude each other: choose one")
-    return 2 if compat else 1 if headroom else 0
-
-
 def quantize_group(
     x: Tensor,
     *,
@@ -114,14 +110,36 @@ def quantize_group(
     choice(scheme, "scheme", SCHEMES)
     choice(rounding, "rounding", ROUNDINGS)
     choice(nonfinite, "nonfinite", NONFINITE)
+    range_ = range_id(scheme, compat=compat, headroom=headroom)
+    seed, step, slot, offset = _address(seed, step, slot, offset)
+    # A graph cannot look at the count: there the op itself raises, before writing.
+    in_graph = torch.compiler.is_compiling()
+    codes, scale, zero, bad = quantize_checked(
+        x, bits, group, scheme, rounding, Address(seed, step, slot, check_uint(param, "param", 32), offset),
+        range_, check=in_graph and nonfinite == "raise",
+    )  # fmt: skip
+    if not in_graph and nonfinite == "raise":
+        count = int(bad)
+        if count:
+            raise nonfinite_error(count, "x")
+    return codes, scale, zero
+
+
+def quantize_checked(
+    x: Tensor,
+    bits: int,
+    group: int,
+    scheme: str,
+    rounding: str,
+    at: Address,
+    range_: int,
+    *,
+    check: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Codes, scale, zero and the number of non-finite elements; arguments are checked but for ``x``."""
     _check_float(x, "x")
     if x.dim() == 0:
         raise LowtideValueError("x must have at least one dimension; pass x.reshape(1)")
-    if compat and scheme != "asymmetric":
-        raise LowtideValueError(
-            "compat=True reproduces Q-GaLore's asymmetric quantizer; pass scheme='asymmetric'"
-        )
-    seed, step, slot, offset = _address(seed, step, slot, offset)
     x = x.detach().contiguous()
     cols = x.shape[-1]
     rows = 1
@@ -131,30 +149,11 @@ def quantize_group(
     codes = x.new_empty((rows, row_bytes(cols, bits)), dtype=torch.uint8)
     scale = x.new_empty((rows, groups), dtype=torch.float32)
     zero = x.new_empty((rows, groups), dtype=torch.uint8) if scheme == "asymmetric" else None
-    # A graph cannot look at the count: there the op itself raises, before writing.
-    in_graph = torch.compiler.is_compiling()
     bad = _op.quantize_group_list_(
-        [x],
-        [codes],
-        [scale],
-        [] if zero is None else [zero],
-        bits,
-        group,
-        rounding == "stochastic",
-        _range(compat, headroom),
-        seed,
-        step,
-        slot,
-        [check_uint(param, "param", 32)],
-        ROLE_QUANT_SR,
-        offset,
-        in_graph and nonfinite == "raise",
-    )
-    if not in_graph and nonfinite == "raise":
-        count = int(bad)
-        if count:
-            raise nonfinite_error(count, "x")
-    return codes, scale, zero
+        [x], [codes], [scale], [] if zero is None else [zero], bits, group, rounding == "stochastic", range_,
+        at.seed, at.step, at.slot, [at.param], ROLE_QUANT_SR, at.offset, check,
+    )  # fmt: skip
+    return codes, scale, zero, bad
 
 
 def quantize_group_list_(
@@ -186,8 +185,7 @@ def quantize_group_list_(
     pairs = zeros if zeros is not None else [None] * len(xs)
     if not len(xs) == len(codes) == len(scales) == len(pairs):
         raise LowtideValueError("xs, codes, scales and zeros must have equal lengths")
-    if compat and zeros is None:
-        raise LowtideValueError("compat=True reproduces Q-GaLore's asymmetric quantizer and needs zeros")
+    range_ = range_id("symmetric" if zeros is None else "asymmetric", compat=compat, headroom=headroom)
     if not xs:  # an empty list carries no dispatch key
         return None
     for x, c, s, z in zip(xs, codes, scales, pairs, strict=True):
@@ -208,7 +206,7 @@ def quantize_group_list_(
             bits,
             group,
             rounding == "stochastic",
-            _range(compat, headroom),
+            range_,
             seed,
             step,
             slot,

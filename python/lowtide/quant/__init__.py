@@ -1,4 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Low-bit tensors: group codecs, packed INT4, stochastic rounding that any target reproduces."""
+"""Low-bit tensors and layers.
+
+:func:`quantize` packs arrays and tensors into groups of INT8 or INT4 codes; :class:`Linear` keeps its weight
+that way, in inference and in training. Stochastic rounding draws its noise from the counter-based streams of
+:mod:`lowtide.random`, so codes do not depend on threads, instruction set, shard or device.
+"""
 
 from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lowtide.quant._tensor import Quantized, dequantize, quantize
+
+# These need torch: loaded on first use.
+_LAZY = {
+    "Linear": "_linear",
+    "QuantWeight": "_weight",
+    "is_quant_weight": "_weight",
+    "model_bytes": "_model",
+    "quantize_model_": "_model",
+}
+
+if TYPE_CHECKING:
+    from lowtide.quant._linear import Linear
+    from lowtide.quant._model import model_bytes, quantize_model_
+    from lowtide.quant._weight import QuantWeight, is_quant_weight
+
+__all__ = [
+    "Linear",
+    "QuantWeight",
+    "Quantized",
+    "dequantize",
+    "is_quant_weight",
+    "model_bytes",
+    "quantize",
+    "quantize_model_",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"lowtide.quant.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'lowtide.quant' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -34,6 +34,17 @@ def check_format(bits: int, group: int) -> None:
         raise LowtideValueError(f"group must be a multiple of 32 between 32 and 2**30, got {group!r}")
 
 
+def range_id(scheme: str, *, compat: bool, headroom: bool) -> int:
+    """How extremes become a range, as the kernels number it (csrc/quant/group_format.h)."""
+    if compat and headroom:
+        raise LowtideValueError("compat and headroom exclude each other: choose one")
+    if compat and scheme != "asymmetric":
+        raise LowtideValueError(
+            "compat=True reproduces Q-GaLore's asymmetric quantizer; pass scheme='asymmetric'"
+        )
+    return 2 if compat else 1 if headroom else 0
+
+
 def row_bytes(cols: int, bits: int) -> int:
     """Bytes of a row of codes: INT4 packs blocks of 32 columns into 16 bytes, short blocks into less."""
     return cols if bits == 8 else cols // 32 * 16 + min(cols % 32, 16)
