@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 _LAZY = ("random", "quant", "lowrank", "optim", "ops", "train", "assets")
 
 if TYPE_CHECKING:
+    from lowtide import lowrank as lowrank
     from lowtide import random as random
 
 __all__ = [
