@@ -54,7 +54,7 @@ def run(stage: Stage, *, verbose: bool) -> tuple[str, str]:
                 log.write(line)
                 print(line, end="", flush=True)
             code = process.wait()
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C or SIGTERM: nothing of the stage may live on
             os.killpg(process.pid, signal.SIGKILL)
             raise
         finally:
@@ -108,6 +108,7 @@ def main() -> int:
 
     # A background job starts with SIGINT ignored, and children would inherit that; tests send it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     results: list[tuple[str, str, float]] = []
     failed = False
     begin = time.monotonic()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -83,6 +84,28 @@ def test_a_stage_that_hangs_is_ended_with_its_children(runner: ModuleType, tmp_p
     assert "started" in log
     assert "it ran longer than" in log
     time.sleep(max(0.0, begin + 5.5 - time.monotonic()))
+    assert not (tmp_path / "late").exists()
+
+
+def test_a_runner_that_is_ended_takes_its_stage_along(tmp_path: Path) -> None:
+    script = f"""
+import sys
+sys.path.insert(0, {str(TOOLS)!r})
+import pathlib, run_stages
+run_stages.ROOT = pathlib.Path({str(tmp_path)!r})
+run_stages.LOGS = run_stages.ROOT / "logs"
+run_stages.SUITES = {{"test": (run_stages.Stage("a", "", "touch begun; sleep 4; touch late"),)}}
+sys.argv = ["run_stages", "test"]
+run_stages.main()
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
+    begin = time.monotonic()
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() - begin < 30
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=10) == 143
+    time.sleep(5)
     assert not (tmp_path / "late").exists()
 
 
