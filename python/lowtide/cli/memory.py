@@ -83,6 +83,6 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     print(f"{arguments.model}: {reports[0]['parameters']:,} parameters, rank {arguments.rank}")
     print(f"{'method':<12}" + "".join(f"{kind:>12}" for kind in _KINDS))
-    for report in reports:
-        print(f"{report['method']:<12}" + "".join(f"{human_bytes(report[kind]):>12}" for kind in _KINDS))
+    for row in reports:
+        print(f"{row['method']:<12}" + "".join(f"{human_bytes(row[kind]):>12}" for kind in _KINDS))
     return 0

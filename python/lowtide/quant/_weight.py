@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -186,6 +186,6 @@ def _restore(trainable: bool) -> QuantWeight:
     return weight
 
 
-def is_quant_weight(p: Any) -> bool:
+def is_quant_weight(p: Any) -> TypeGuard[QuantParameter]:
     """True for the packed weight of an :class:`lowtide.quant.Linear`."""
     return isinstance(getattr(p, "quant", None), QuantWeight)

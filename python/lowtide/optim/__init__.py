@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimizers: one composition engine and the methods of the literature as presets of it.
+
+>>> import torch, lowtide as lt
+>>> model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Linear(32, 8))
+>>> groups = lt.optim.param_groups(model, rank=4, update_proj_gap=50, scale=1.0)
+>>> opt = lt.optim.GaLoreAdamW(groups, lr=1e-2)
+>>> for _ in range(3):
+...     opt.zero_grad()
+...     loss = model(torch.ones(4, 64)).square().mean()
+...     loss.backward()
+...     opt.step()
+"""
+
+from __future__ import annotations
+
+from lowtide.errors import LowtideImportError
+
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise LowtideImportError("lowtide.optim needs torch: pip install 'lowtide[torch]'") from error
+
+from lowtide.optim.engine import Composed
+from lowtide.optim.groups import param_groups
+from lowtide.optim.in_backward import InBackward, in_backward
+from lowtide.optim.memory import MemoryReport, memory
+from lowtide.optim.presets import AdamW, AdamW8bit, GaLoreAdamW, GaLoreAdamW8bit, QGaLoreAdamW
+from lowtide.optim.rules import AdamRule
+from lowtide.optim.stores import BasisStore, StateStore
+from lowtide.optim.subspaces import Drop, EveryT, ExactSVD, LazyDoubling, RandomizedSVD, Reset, Stale
+
+__all__ = [
+    "AdamRule",
+    "AdamW",
+    "AdamW8bit",
+    "BasisStore",
+    "Composed",
+    "Drop",
+    "EveryT",
+    "ExactSVD",
+    "GaLoreAdamW",
+    "GaLoreAdamW8bit",
+    "InBackward",
+    "LazyDoubling",
+    "MemoryReport",
+    "QGaLoreAdamW",
+    "RandomizedSVD",
+    "Reset",
+    "Stale",
+    "StateStore",
+    "in_backward",
+    "memory",
+    "param_groups",
+]

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameter groups in GaLore's vocabulary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from lowtide.errors import LowtideValueError
+
+PROJ_TYPES = ("std", "reverse_std", "left", "right")
+
+
+def check_low_rank_keys(group: dict[str, Any]) -> None:
+    """Validate rank, update_proj_gap, scale and proj_type of a group."""
+    rank, gap = group["rank"], group.get("update_proj_gap", 200)
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise LowtideValueError(
+            f"rank must be an integer >= 1, got {rank!r}; leave the key out for full-rank parameters"
+        )
+    if not isinstance(gap, int) or isinstance(gap, bool) or gap < 1:
+        raise LowtideValueError(f"update_proj_gap must be an integer >= 1 (steps), got {gap!r}")
+    if group.get("proj_type", "std") not in PROJ_TYPES:
+        raise LowtideValueError(
+            f"proj_type must be one of {', '.join(PROJ_TYPES)}, got {group['proj_type']!r}"
+        )
+    scale = group.get("scale", 1.0)
+    if not isinstance(scale, (int, float)) or not 0.0 < float(scale) < float("inf"):
+        raise LowtideValueError(f"scale must be a finite number > 0, got {scale!r}")
+
+
+def param_groups(
+    model: nn.Module,
+    rank: int = 128,
+    *,
+    update_proj_gap: int = 200,
+    scale: float = 0.25,
+    proj_type: str = "std",
+    target: str | Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Split a model's trainable parameters into low-rank and full-rank groups.
+
+    Low rank go the weights of linear layers (``nn.Linear`` and ``lt.quant.Linear``) but an output head that shares its
+    weight with an embedding; everything else (embeddings, norms, biases) trains at full rank, as in the GaLore recipes.
+
+    Args:
+        model: any module.
+        rank: rank of the subspace; clamped per matrix to its smaller side.
+        update_proj_gap: steps between refreshes of a subspace.
+        scale: multiplies the back-projected update (GaLore's alpha).
+        proj_type: ``"std"`` projects the shorter side; ``"reverse_std"``, ``"left"``, ``"right"`` as in galore-torch.
+        target: regular expressions searched in parameter names: only these linear weights go low rank. Default: all.
+
+    Returns:
+        Groups for any optimizer of :mod:`lowtide.optim`; each carries ``param_ids``, the positions in
+        ``model.named_parameters()`` that address random numbers.
+
+    Raises:
+        LowtideValueError: a bad key, or ``target`` matches no linear weight.
+    """
+    from lowtide.quant import is_quant_weight
+
+    keys = {"rank": rank, "update_proj_gap": update_proj_gap, "scale": float(scale), "proj_type": proj_type}
+    check_low_rank_keys(keys)
+    patterns = [target] if isinstance(target, str) else list(target or [""])
+    embeddings = {
+        id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)
+    }
+    linear = {
+        id(m.weight)
+        for m in model.modules()
+        if isinstance(getattr(m, "weight", None), nn.Parameter)
+        and (isinstance(m, nn.Linear) or is_quant_weight(m.weight))
+    }
+    low: dict[str, Any] = {"params": [], "param_names": [], "param_ids": [], **keys}
+    full: dict[str, Any] = {"params": [], "param_names": [], "param_ids": []}
+    for index, (name, p) in enumerate(model.named_parameters()):
+        if not (p.quant.trainable if is_quant_weight(p) else p.requires_grad):
+            continue
+        is_low = id(p) in linear - embeddings and any(re.search(pattern, name) for pattern in patterns)
+        group = low if is_low else full
+        group["params"].append(p)
+        group["param_names"].append(name)
+        group["param_ids"].append(index)
+    if not low["params"]:
+        raise LowtideValueError(
+            f"target {target!r} matches no linear weight of {type(model).__name__}; use full-rank parameters instead"
+        )
+    return [g for g in (low, full) if g["params"]]

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counting the bytes of training before anything is allocated."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lowtide.errors import LowtideTypeError, LowtideValueError
+
+METHODS = ("adamw", "adamw8bit", "galore", "galore8bit", "qgalore")
+GROUP = 256  # columns a scale of INT4/INT8 weights and bases serves; block of 8-bit states
+MIN_8BIT = 4096
+
+# The configurations of the GaLore paper (arXiv 2403.03507, table 5).
+_LLAMA = {
+    "llama-60m": (512, 1376, 8),
+    "llama-130m": (768, 2048, 12),
+    "llama-350m": (1024, 2736, 24),
+    "llama-1b": (2048, 5461, 24),
+    "llama-7b": (4096, 11008, 32),
+}
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Bytes by kind; activations are not counted."""
+
+    method: str
+    parameters: int
+    weights: int
+    gradients: int
+    states: int
+    basis: int
+
+    @property
+    def total(self) -> int:
+        """All kinds together."""
+        return self.weights + self.gradients + self.states + self.basis
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+        return {
+            "method": self.method,
+            "parameters": self.parameters,
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "states": self.states,
+            "basis": self.basis,
+            "total": self.total,
+        }
+
+
+@dataclass(frozen=True)
+class _Param:
+    shape: tuple[int, ...]
+    low_rank: bool
+
+    @property
+    def numel(self) -> int:
+        n = 1
+        for d in self.shape:
+            n *= d
+        return n
+
+
+def _llama(hidden: int, inter: int, layers: int, vocab: int, kv: int, q: int, tied: bool) -> Iterator[_Param]:
+    yield _Param((vocab, hidden), False)
+    if not tied:
+        yield _Param((vocab, hidden), False)
+    yield _Param((hidden,), False)
+    for _ in range(layers):
+        yield _Param((q, hidden), True)
+        yield _Param((kv, hidden), True)
+        yield _Param((kv, hidden), True)
+        yield _Param((hidden, q), True)
+        yield _Param((inter, hidden), True)
+        yield _Param((inter, hidden), True)
+        yield _Param((hidden, inter), True)
+        yield _Param((hidden,), False)
+        yield _Param((hidden,), False)
+
+
+def _from_config(config: Mapping[str, Any]) -> list[_Param]:
+    try:
+        hidden, inter = int(config["hidden_size"]), int(config["intermediate_size"])
+        layers, vocab, heads = (
+            int(config["num_hidden_layers"]),
+            int(config["vocab_size"]),
+            int(config["num_attention_heads"]),
+        )
+    except KeyError as error:
+        raise LowtideValueError(
+            f"config has no {error.args[0]!r}: only LLaMA-like configs are known; pass the model itself instead"
+        ) from None
+    head = int(config.get("head_dim") or hidden // heads)
+    kv = int(config.get("num_key_value_heads") or heads) * head
+    return list(
+        _llama(hidden, inter, layers, vocab, kv, heads * head, bool(config.get("tie_word_embeddings", False)))
+    )
+
+
+def _from_model(model: nn.Module) -> list[_Param]:
+    from lowtide.optim.groups import param_groups
+    from lowtide.optim.weights import shape
+
+    return [
+        _Param(tuple(shape(p)), "rank" in group)
+        for group in param_groups(model, rank=1)
+        for p in group["params"]
+    ]
+
+
+def _params(source: Any) -> list[_Param]:
+    if isinstance(source, nn.Module):
+        return _from_model(source)
+    if isinstance(source, str) and source.lower() in _LLAMA:
+        hidden, inter, layers = _LLAMA[source.lower()]
+        return list(_llama(hidden, inter, layers, 32000, hidden, hidden, False))
+    if isinstance(source, Mapping):
+        return _from_config(source)
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        path = path / "config.json" if path.is_dir() else path
+        try:
+            return _from_config(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise LowtideValueError(
+                f"model must be one of {', '.join(_LLAMA)}, a model directory or a config.json; cannot read {path}: {error}"
+            ) from None
+    if hasattr(source, "to_dict"):
+        return _from_config(source.to_dict())
+    raise LowtideTypeError(f"model must be a module, a config or a name, got {type(source).__name__}")
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _packed(rows: int, cols: int, bits: int, group: int) -> int:
+    """Bytes of codes, fp32 scales and uint8 zero points (csrc/quant/group_format.h)."""
+    row = cols if bits == 8 else cols // 32 * 16 + min(cols % 32, 16)
+    return rows * (row + 5 * _ceil(cols, group))
+
+
+def memory(
+    model: Any,
+    method: str,
+    *,
+    rank: int = 128,
+    weights: str | None = None,
+    in_backward: bool = False,
+    convention: str = "lowtide",
+) -> MemoryReport:
+    """Bytes that training takes, activations apart, counted from shapes alone.
+
+    Args:
+        model: a module; a config (mapping or transformers object); a model directory or config.json; or one of
+            ``llama-60m, llama-130m, llama-350m, llama-1b, llama-7b``.
+        method: ``adamw, adamw8bit, galore, galore8bit`` or ``qgalore``.
+        rank: of the subspace, clamped per matrix.
+        weights: ``"fp32"``, ``"bf16"`` or ``"int8"`` (linear weights only, the rest fp32). Default: int8 for qgalore, else fp32.
+        in_backward: gradients freed as they arrive: only the largest is counted.
+        convention: ``"lowtide"``: what the optimizers of this library allocate. ``"paper"``: as the GaLore papers estimate:
+            weights, moments and bases in bf16 (8-bit methods: 1 byte a code, INT4 half), scales and gradients not counted.
+
+    Raises:
+        LowtideValueError: unknown method, rank < 1, or an unreadable config.
+    """
+    if method not in METHODS:
+        raise LowtideValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if not isinstance(rank, int) or rank < 1:
+        raise LowtideValueError(f"rank must be an integer >= 1, got {rank!r}")
+    if convention not in ("lowtide", "paper"):
+        raise LowtideValueError(f"convention must be 'lowtide' or 'paper', got {convention!r}")
+    weights = weights or ("int8" if method == "qgalore" else "fp32")
+    if weights not in ("fp32", "bf16", "int8"):
+        raise LowtideValueError(f"weights must be 'fp32', 'bf16' or 'int8', got {weights!r}")
+    paper = convention == "paper"
+    int8_states = method in ("adamw8bit", "galore8bit", "qgalore")
+    low_rank = method in ("galore", "galore8bit", "qgalore")
+    dense = 2 if paper or weights == "bf16" else 4
+    count = {"weights": 0, "gradients": 0, "states": 0, "basis": 0}
+    largest = 0
+    params = _params(model)
+    for p in params:
+        rows, cols = (p.shape[0], p.numel // p.shape[0]) if len(p.shape) > 1 else (1, p.numel)
+        packed = weights == "int8" and p.low_rank
+        count["weights"] += (
+            (p.numel if paper else _packed(rows, cols, 8, GROUP)) if packed else p.numel * dense
+        )
+        grad = p.numel * (4 if packed else dense)
+        count["gradients"] += grad
+        largest = max(largest, grad)
+        moment = p.numel
+        if low_rank and p.low_rank:
+            short, long = min(rows, cols), max(rows, cols)
+            r = min(rank, short)
+            moment = r * long
+            if method == "qgalore":
+                count["basis"] += r * short // 2 if paper else _packed(r, short, 4, GROUP)
+            else:
+                count["basis"] += r * short * (2 if paper else 4)
+        if paper:
+            count["states"] += 2 * moment * (1 if int8_states else 2)
+        elif int8_states and moment >= MIN_8BIT:
+            count["states"] += 2 * (moment + 4 * _ceil(moment, GROUP))
+        else:
+            count["states"] += 2 * moment * 4
+    if paper:
+        count["gradients"] = 0
+    elif in_backward:
+        count["gradients"] = largest
+    return MemoryReport(method, sum(p.numel for p in params), **count)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state-store and basis-store axes: how moments and bases lie in memory.
+
+State is plain: tensors, ints, floats and strings in a dict. A stored moment ``name`` is either one tensor
+``name`` or the pair ``name.codes`` (uint8) and ``name.absmax`` (float32, one a block of 256).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowtide.errors import LowtideValueError
+from lowtide.ops.matmul import Packed
+
+BLOCK = 256
+
+
+@dataclass(frozen=True)
+class StateStore:
+    """How optimizer moments are kept.
+
+    Attributes:
+        kind: ``"fp32"`` or ``"int8"`` (8-bit dynamic map, Dettmers et al. 2022, blocks of 256 with an
+            fp32 absmax; 1.016 bytes an element).
+        min_numel: smaller tensors stay fp32. Decided on the tensor's own size, never on a shard's.
+    """
+
+    kind: str = "fp32"
+    min_numel: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("fp32", "int8"):
+            raise LowtideValueError(f"state must be 'fp32' or 'int8', got {self.kind!r}")
+        if self.min_numel < 0:
+            raise LowtideValueError(f"min_numel must be >= 0, got {self.min_numel!r}")
+
+    def packs(self, numel: int) -> bool:
+        """True if a tensor of ``numel`` elements is stored in 8 bits."""
+        return self.kind == "int8" and numel >= self.min_numel
+
+    def create(self, state: dict[str, Any], name: str, shape: torch.Size, signed: bool) -> None:
+        """Add a zero moment to ``state``."""
+        numel = shape.numel()
+        if not self.packs(numel):
+            state[name] = torch.zeros(shape, dtype=torch.float32)
+            return
+        zero_code = 127 if signed else 0
+        state[f"{name}.codes"] = torch.full((numel,), zero_code, dtype=torch.uint8)
+        state[f"{name}.absmax"] = torch.zeros(-(-numel // BLOCK), dtype=torch.float32)
+
+    def reset(self, state: dict[str, Any], name: str, signed: bool) -> None:
+        """Set a moment to zero in place."""
+        if name in state:
+            state[name].zero_()
+        else:
+            state[f"{name}.codes"].fill_(127 if signed else 0)
+            state[f"{name}.absmax"].zero_()
+
+
+@dataclass(frozen=True)
+class BasisStore:
+    """How a dense basis (r x d, orthonormal rows) is kept.
+
+    Attributes:
+        kind: ``"fp32"``, ``"bf16"``, ``"int8"`` or ``"int4"``. INT4 takes half a byte an element, dequantized
+            per tile inside the projections (Q-GaLore, Zhang et al. 2024, section 3.2).
+        group: columns that share a scale and a zero point, a multiple of 32.
+    """
+
+    kind: str = "fp32"
+    group: int = 256
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("fp32", "bf16", "int8", "int4"):
+            raise LowtideValueError(f"basis must be 'fp32', 'bf16', 'int8' or 'int4', got {self.kind!r}")
+        if self.group < 32 or self.group % 32:
+            raise LowtideValueError(f"group must be a multiple of 32, got {self.group!r}")
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code; 0 for the unquantized kinds."""
+        return {"int8": 8, "int4": 4}.get(self.kind, 0)
+
+    def save(self, state: dict[str, Any], basis: Tensor) -> None:
+        """Put ``basis`` (fp32) into ``state``."""
+        if self.bits == 0:
+            state["basis"] = basis.to(torch.bfloat16) if self.kind == "bf16" else basis
+            return
+        from lowtide import ops
+
+        codes, scale, zero = ops.quantize_group(basis, bits=self.bits, group=self.group, scheme="asymmetric")
+        state["basis.codes"], state["basis.scale"], state["basis.zero"] = codes, scale, zero
+        state["basis.cols"] = basis.shape[1]
+
+    def load(self, state: dict[str, Any]) -> Tensor | Packed | None:
+        """The stored basis as a matmul operand, or None before the first refresh."""
+        if "basis" in state:
+            return state["basis"]  # type: ignore[no-any-return]
+        if "basis.codes" not in state:
+            return None
+        codes = state["basis.codes"]
+        return Packed(
+            codes=codes,
+            scale=state["basis.scale"],
+            zero=state["basis.zero"],
+            bits=self.bits,
+            group=self.group,
+            shape=(codes.shape[0], state["basis.cols"]),
+        )
+
+    def dense(self, state: dict[str, Any]) -> Tensor | None:
+        """The stored basis as an fp32 tensor (for refreshes, never for projections)."""
+        stored = self.load(state)
+        if stored is None or isinstance(stored, Tensor):
+            return None if stored is None else stored.float()
+        from lowtide import ops
+
+        return ops.dequantize_group(
+            stored.codes, stored.scale, stored.zero, bits=self.bits, group=self.group, cols=stored.shape[1]
+        )

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The subspace axis: which r directions of a gradient are kept, when they are renewed, and what becomes of the
+moments when they are.
+
+A basis is always r x d with orthonormal rows, d the projected side: ``side="right"``: d = columns,
+R = G Bᵀ (m x r); ``side="left"``: d = rows, R = B G (r x n).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lowtide.errors import LowtideValueError
+from lowtide.optim.rules import AdamRule
+from lowtide.optim.stores import StateStore
+
+
+class Subspace(Protocol):
+    """Finds a basis for a gradient."""
+
+    def find(
+        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int
+    ) -> Tensor:
+        """A basis (rank x d) for ``grad``; ``prev`` is the one in use, or None."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExactSVD:
+    """The top singular vectors, by LAPACK (GaLore, Zhao et al. 2024, algorithm 1)."""
+
+    needs_prev = False
+
+    def find(
+        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int
+    ) -> Tensor:
+        """See :class:`Subspace`."""
+        u, _, vh = torch.linalg.svd(grad.float(), full_matrices=False)
+        basis: Tensor = vh[:rank] if side == "right" else u[:, :rank].T
+        return basis.contiguous()
+
+
+@dataclass(frozen=True)
+class RandomizedSVD:
+    """A randomized range finder (Halko et al. 2011), warm-started from the basis in use.
+
+    A warm refresh is one subspace iteration with aligned rows, so that stale moments keep their meaning.
+    """
+
+    oversample: int = 8
+    power_iters: int = 1
+    warm_start: bool = True
+
+    def __post_init__(self) -> None:
+        if self.oversample < 0 or self.power_iters < 0:
+            raise LowtideValueError("oversample and power_iters must be >= 0")
+
+    @property
+    def needs_prev(self) -> bool:
+        """Whether :meth:`find` looks at the basis in use."""
+        return self.warm_start
+
+    def find(
+        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int
+    ) -> Tensor:
+        """See :class:`Subspace`."""
+        from lowtide import ops
+
+        return ops.rsvd(
+            grad,
+            rank,
+            side=side,
+            prev=prev if self.warm_start else None,
+            oversample=self.oversample,
+            power_iters=self.power_iters,
+            seed=seed,
+            step=step,
+            param=param,
+        )
+
+
+@dataclass(frozen=True)
+class EveryT:
+    """Refresh when ``step % gap == 0``, counted from 0 (GaLore)."""
+
+    needs_prev = False
+
+    def due(self, state: dict[str, Any], step: int) -> bool:
+        """Whether the basis is renewed before the update with this 0-based step."""
+        return step % int(state["gap"]) == 0
+
+    def observe(self, state: dict[str, Any], new: Tensor, prev: Tensor | None) -> None:
+        """Called after each refresh with both bases."""
+
+
+@dataclass(frozen=True)
+class LazyDoubling:
+    """Q-GaLore's layer-adaptive schedule (Zhang et al. 2024, section 3.3): a matrix whose subspace hardly moves over
+    ``queue`` refreshes in a row has its gap multiplied by ``gamma``.
+
+    The measure is the sign-safe overlap ``||B Bprevᵀ||_F² / r``; ``compat=True`` takes the cosine of the first
+    vectors as q-galore-torch does. The queue is cleared after each doubling, so that the next one needs new evidence
+    (compat: kept, as there).
+    """
+
+    threshold: float = 0.4
+    gamma: float = 2.0
+    queue: int = 5
+    compat: bool = False
+
+    needs_prev = True
+
+    def __post_init__(self) -> None:
+        if not -1.0 <= self.threshold <= 1.0:
+            raise LowtideValueError(f"threshold must lie in [-1, 1], got {self.threshold!r}")
+        if self.gamma < 1.0:
+            raise LowtideValueError(f"gamma must be >= 1, got {self.gamma!r}")
+        if self.queue < 1:
+            raise LowtideValueError(f"queue must be >= 1, got {self.queue!r}")
+
+    def due(self, state: dict[str, Any], step: int) -> bool:
+        """Whether the basis is renewed before the update with this 0-based step."""
+        if self.compat:
+            return step % int(state["gap"]) == 0
+        # Counted from the last refresh: a doubled gap must not shift the phase.
+        return "refreshed" not in state or step - int(state["refreshed"]) >= int(state["gap"])
+
+    def observe(self, state: dict[str, Any], new: Tensor, prev: Tensor | None) -> None:
+        """Record the overlap and stretch the gap."""
+        if prev is None:
+            return
+        if self.compat:
+            overlap = torch.nn.functional.cosine_similarity(new[:1], prev[:1]).item()
+        else:
+            overlap = (new @ prev.T).square().sum().item() / new.shape[0]
+        seen = state.get("overlaps", torch.zeros(0, dtype=torch.float64))
+        seen = torch.cat([seen, torch.tensor([overlap], dtype=torch.float64)])[-self.queue :]
+        if len(seen) == self.queue and seen.mean().item() >= self.threshold:
+            state["gap"] = int(state["gap"] * self.gamma)
+            if not self.compat:
+                seen = seen[:0].clone()
+        state["overlaps"] = seen
+
+
+@dataclass(frozen=True)
+class Stale:
+    """Keep the moments as they are (GaLore, Q-GaLore, Fira, APOLLO)."""
+
+    def switch(self, state: dict[str, Any], rule: AdamRule, store: StateStore) -> None:
+        """Called after a refresh that replaced an older basis."""
+
+
+@dataclass(frozen=True)
+class Reset:
+    """Zero the moments and restart their bias correction (FRUGAL, GRASS)."""
+
+    def switch(self, state: dict[str, Any], rule: AdamRule, store: StateStore) -> None:
+        """Called after a refresh that replaced an older basis."""
+        for name, signed in rule.moments:
+            store.reset(state, name, signed)
+        state["moment_step"] = 0
+
+
+class Residual(Protocol):
+    """What becomes of the part of the gradient outside the subspace."""
+
+    def update(
+        self, grad: Tensor, direction: Tensor, basis: Any, side: str, state: dict[str, Any]
+    ) -> Tensor | None:
+        """A full-size term to add to the update, or None."""
+        ...
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Nothing (GaLore, Q-GaLore)."""
+
+    def update(
+        self, grad: Tensor, direction: Tensor, basis: Any, side: str, state: dict[str, Any]
+    ) -> Tensor | None:
+        """See :class:`Residual`."""
+        return None

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weight-store axis: fp32, bf16 (stochastic rounding) and packed INT8 weights behind the same few functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeGuard
+
+import torch
+from torch import Tensor
+
+from lowtide.errors import LowtideTypeError, LowtideValueError
+from lowtide.quant import is_quant_weight
+from lowtide.quant._weight import QuantParameter
+
+
+def check(p: Tensor) -> None:
+    """Refuse what no store can hold."""
+    if is_quantized(p):
+        return
+    if p.dtype not in (torch.float32, torch.bfloat16):
+        raise LowtideTypeError(
+            f"parameters must be float32, bfloat16 or lt.quant weights, got {p.dtype}; convert the model with .float() or .bfloat16()"
+        )
+    if p.device.type == "cpu" and not p.is_contiguous():
+        raise LowtideValueError(
+            f"parameters must be contiguous, got strides {p.stride()} for shape {tuple(p.shape)}"
+        )
+
+
+def is_quantized(p: Tensor) -> TypeGuard[QuantParameter]:
+    """True for the packed weight of an ``lt.quant.Linear``."""
+    return is_quant_weight(p)
+
+
+def shape(p: Tensor) -> torch.Size:
+    """The logical shape (packed codes have another)."""
+    return torch.Size(p.quant.shape) if is_quantized(p) else p.shape
+
+
+def gradient(p: Tensor) -> Tensor | None:
+    """The gradient to step with, or None."""
+    return p.quant.main_grad if is_quantized(p) else p.grad
+
+
+def release(p: Tensor) -> None:
+    """Drop the gradient."""
+    if is_quantized(p):
+        p.quant.main_grad = None
+    else:
+        p.grad = None
+
+
+def consume(p: Tensor, grad: Tensor) -> Tensor:
+    """The gradient as an fp32 buffer that may be overwritten; a packed weight gives its own away."""
+    if is_quantized(p):
+        p.quant.main_grad = None
+    return grad if grad.dtype == torch.float32 and grad.is_contiguous() else grad.float().contiguous()
+
+
+def nbytes(p: Tensor) -> int:
+    """Bytes of the weight with its scales and zero points."""
+    return int(p.quant.nbytes) if is_quantized(p) else p.nbytes
+
+
+def apply(
+    params: Sequence[Tensor],
+    updates: Sequence[Tensor],
+    *,
+    alpha: float,
+    before: float,
+    after: float,
+    stochastic: bool,
+    seed: int,
+    step: int,
+    param_ids: Sequence[int],
+) -> None:
+    """``w = (w * before + alpha * update) * after`` in the weight's own store; updates are finite."""
+    from lowtide import ops
+
+    dense = [i for i, p in enumerate(params) if not is_quantized(p)]
+    if dense:
+        ops.apply_update_(
+            [params[i] for i in dense],
+            [updates[i].reshape(params[i].shape) for i in dense],
+            alpha=alpha,
+            decay_before=before,
+            decay_after=after,
+            stochastic=stochastic,
+            seed=seed,
+            step=step,
+            params=[param_ids[i] for i in dense],
+        )
+    for i in sorted(set(range(len(params))) - set(dense)):
+        p = params[i]
+        assert is_quantized(p)
+        p.quant.requant_add_(
+            updates[i], alpha=alpha * after, decay=before * after, seed=seed, step=step, param=param_ids[i]
+        )
