@@ -16,7 +16,7 @@ from lowtide.train import checkpoint, loader, process, text
 from lowtide.train.batches import BatchOrder, Windows, split, validation_batches
 from lowtide.train.config import FinetuneConfig
 from lowtide.train.errors import CheckpointError, DivergedError, first_line
-from lowtide.train.methods import Updater, prepare_model
+from lowtide.train.methods import Updater, prepare_model, restore_model
 from lowtide.train.metrics import MetricsWriter, read_metrics, truncate_metrics
 from lowtide.train.plot import check_plot, plot_run
 from lowtide.train.progress import Progress
@@ -317,6 +317,7 @@ class _Run:
         records = list(read_metrics(self.workspace.metrics))
         if not interrupted and config.export:
             self.updater = None  # its memory is free for the dense weights
+            restore_model(self.model)
             loader.export_model(self.model, Path(config.model), self.workspace.model)
         summary = summarize(
             config,

@@ -39,25 +39,42 @@ METHODS: Mapping[str, Method] = {
     ),
 }  # fmt: skip
 WEIGHT_GROUP = 256
-_NOT_QUANTIZED = ("lm_head",)
 
 
-def prepare_model(model: nn.Module, method: str) -> None:
-    """Put the linear layers of `model` into the weight store of `method`, in place; frozen ones stay as they are."""
+def prepare_model(model: Any, method: str) -> None:
+    """Put the linear layers of `model` into the weight store of `method`, in place.
+
+    Frozen layers and the output head stay as they are: the one must not change, the other is often the embedding.
+    """
     weights = METHODS[method].weights
-    if weights != "float32":
-        from torch import nn
+    if weights == "float32":
+        return
+    from torch import nn
 
-        import lowtide.quant
+    import lowtide.quant
 
-        frozen = [
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and not module.weight.requires_grad
-        ]
-        lowtide.quant.quantize_model_(
-            model, weights=weights, group=WEIGHT_GROUP, skip=(*_NOT_QUANTIZED, *frozen)
-        )
+    head = model.get_output_embeddings()
+    dense = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and (module is head or not module.weight.requires_grad)
+    ]
+    lowtide.quant.quantize_model_(model, weights=weights, group=WEIGHT_GROUP, skip=dense)
+
+
+def restore_model(model: nn.Module) -> None:
+    """Turn packed layers into plain `nn.Linear` again, one at a time, in place."""
+    from torch import nn
+
+    import lowtide.quant
+
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, lowtide.quant.Linear):
+                plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+                plain.weight = nn.Parameter(layer.dequantize())
+                plain.bias = layer.bias
+                setattr(parent, name, plain)
 
 
 class Updater:
