@@ -50,7 +50,7 @@ endfunction()
 # lowtide_cuda_program(name flavour sources...): a test program on the emulator.
 function(lowtide_cuda_program name flavour)
   add_executable(${name} ${ARGN})
-  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests/cuda)
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests/cuda ${PROJECT_SOURCE_DIR}/tests/cpp)
   target_compile_options(${name} PRIVATE ${LOWTIDE_SANITIZE_${flavour}} -fno-omit-frame-pointer)
   target_link_options(${name} PRIVATE ${LOWTIDE_SANITIZE_${flavour}})
   target_link_libraries(${name} PRIVATE lowtide lowtide_cuda lowtide_emu_${flavour} GTest::gtest_main)
