@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// quant/group_codec.h on a CUDA device: the same bits. Pointers are device pointers, `cuda_stream`
+// is a cudaStream_t; a cudaError_t comes back as int (0: success). Nothing waits for the device.
+#pragma once
+#include "quant/group_codec.h"
+
+namespace lowtide::quant::cuda {
+
+// nonfinite[0], on the device, becomes the number of non-finite elements.
+int quantize_groups(const void* x, FloatType type, const GroupMatrix& out,
+                    const QuantizeOptions& options, int64_t* nonfinite, void* cuda_stream);
+int count_nonfinite(const void* x, FloatType type, int64_t n, int64_t* nonfinite,
+                    void* cuda_stream);
+int dequantize_groups(const ConstGroupMatrix& in, void* out, FloatType type, void* cuda_stream);
+
+}  // namespace lowtide::quant::cuda

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// A warp over one group of a quantized matrix, in windows of 256 columns: a lane holds two times
+// four neighbours. Storage: group_format.h.
+#pragma once
+#include "base/vector4.cuh"
+#include "quant/group_format.h"
+
+namespace lowtide::quant {
+
+constexpr int kWindow = 256;
+
+// Where a group lies and how its codes may be accessed.
+struct WarpGroup {
+  uint8_t* codes;  // byte of the group's first code
+  int64_t first;   // row-major index of its first element
+  int64_t n;       // columns
+  bool four_bits;
+  bool code_vectors;
+
+  __device__ __forceinline__ WarpGroup(uint8_t* matrix, const GroupShape& s, int64_t g) {
+    const int64_t per_row = groups_per_row(s);
+    const int64_t row = g / per_row, col = (g - row * per_row) * s.group;
+    four_bits = s.bits == 4;
+    codes = matrix + row * row_bytes(s) + (four_bits ? col / 2 : col);
+    first = row * s.cols + col;
+    n = s.cols - col < s.group ? s.cols - col : s.group;
+    code_vectors = aligned(codes, 4);
+  }
+};
+
+// Bytes that hold the codes of columns i .. i + 3 (i a multiple of 4), from which on, and how many
+// there are.
+__device__ __forceinline__ int64_t byte_of(const WarpGroup& w, int64_t i) {
+  return w.four_bits ? i / 32 * 16 + i % 16 : i;
+}
+__device__ __forceinline__ bool in_high_nibbles(const WarpGroup& w, int64_t i) {
+  return w.four_bits && i % 32 >= 16;
+}
+
+// The four codes in the bytes of a word. Nibbles that no column uses come along as they are stored.
+__device__ __forceinline__ uint32_t load_codes4(const WarpGroup& w, int64_t i) {
+  const bool high = in_high_nibbles(w, i);
+  const uint32_t bytes =
+      load4(w.codes + byte_of(w, i), live4(high ? i - 16 : i, w.n), w.code_vectors);
+  return w.four_bits ? bytes >> (high ? 4 : 0) & 0x0f0f0f0fu : bytes;
+}
+
+// All 32 lanes, i = window + 128 * half + 4 * lane: stores four codes a lane. Of INT4 the lane of
+// columns 0..15 of a block also writes the codes that its partner, 16 columns on, holds.
+__device__ __forceinline__ void store_codes4(const WarpGroup& w, int64_t i, uint32_t word) {
+  if (w.four_bits) {
+    const uint32_t high = __shfl_xor_sync(0xffffffffu, word, 4);
+    if (in_high_nibbles(w, i)) return;
+    word |= high << 4;
+  }
+  store4(w.codes + byte_of(w, i), live4(i, w.n), w.code_vectors, word);
+}
+
+__device__ __forceinline__ float warp_min(float x) {
+#pragma unroll
+  for (int o = 16; o > 0; o >>= 1) x = fminf(x, __shfl_xor_sync(0xffffffffu, x, o));
+  return x;
+}
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+  for (int o = 16; o > 0; o >>= 1) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, o));
+  return x;
+}
+
+}  // namespace lowtide::quant
