@@ -19,18 +19,11 @@ from pathlib import Path
 from typing import Any
 
 # Validation loss over a sweep of learning rates, 60 steps, seed 0 (docs/demo.md).
+_LOW_RANK = ["--rank", "64", "--update-proj-gap", "50", "--scale", "4"]
 METHODS: dict[str, dict[str, Any]] = {
     "adamw": {"label": "AdamW", "lr": 1e-4, "args": []},
-    "galore": {
-        "label": "GaLore",
-        "lr": 1e-3,
-        "args": ["--rank", "64", "--update-proj-gap", "50", "--scale", "0.25"],
-    },
-    "qgalore": {
-        "label": "Q-GaLore",
-        "lr": 1e-3,
-        "args": ["--rank", "64", "--update-proj-gap", "50", "--scale", "0.25"],
-    },
+    "galore": {"label": "GaLore", "lr": 1e-4, "args": _LOW_RANK},
+    "qgalore": {"label": "Q-GaLore", "lr": 1e-4, "args": _LOW_RANK},
 }
 KINDS = ("weights", "gradients", "states", "basis")
 GIB = 2**30
@@ -88,7 +81,7 @@ def run_method(name: str, options: argparse.Namespace, model: Path, text: Path, 
     command = [
         sys.executable, "-m", "lowtide", "finetune", str(model), str(text), "--out", str(out), "--method", name,
         "--lr", str(method["lr"]), *method["args"], "--steps", str(options.steps), "--batch-size", str(options.batch_size),
-        "--seq-len", str(options.seq_len), "--seed", str(options.seed), "--eval-every", "10", "--eval-batches", "16",
+        "--seq-len", str(options.seq_len), "--seed", str(options.seed), "--eval-every", "15", "--eval-batches", "16",
         "--save-every", str(options.steps), "--token-cache", str(out.parent), "--no-export",
     ]  # fmt: skip
     if (out / "metrics.jsonl").exists():
