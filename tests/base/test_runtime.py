@@ -60,6 +60,12 @@ def test_flush_to_zero_of_the_host_does_not_reach_the_kernels() -> None:
     assert tiny() == want
 
 
+@pytest.mark.parametrize("name", sorted(lt.__all__))
+def test_every_public_name_exists(name: str) -> None:
+    assert getattr(lt, name) is not None
+    assert name in dir(lt)
+
+
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         lt.nonsense  # noqa: B018

@@ -313,7 +313,13 @@ class Composed(Optimizer):
         from lowtide import ops
 
         a, s = rule.scalars(step)
-        scalars: dict[str, Any] = {"a": a, "s": s, "eps": rule.eps, "beta1": rule.betas[0], "beta2": rule.betas[1]}
+        scalars: dict[str, Any] = {
+            "a": a,
+            "s": s,
+            "eps": rule.eps,
+            "beta1": rule.betas[0],
+            "beta2": rule.betas[1],
+        }
         if "exp_avg" in states[0]:
             skipped = ops.adam_direction_(
                 rs, _pick(states, "exp_avg"), _pick(states, "exp_avg_sq"), **scalars

@@ -73,7 +73,7 @@ def restore_model(model: nn.Module) -> None:
             if isinstance(layer, lowtide.quant.Linear):
                 plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
                 plain.weight = nn.Parameter(layer.dequantize())
-                plain.bias = layer.bias
+                plain.register_parameter("bias", layer.bias)
                 setattr(parent, name, plain)
 
 
