@@ -3,7 +3,7 @@
 # Everything the make targets need on a fresh Debian 12: compilers from apt, a virtual environment in
 # .venv with pinned packages, and lowtide itself installed into it. Does only what is missing.
 #
-#   tools/setup.sh PART...     parts: apt cross build test demo bench docs package
+#   tools/setup.sh PART...     parts: apt cross build test peers demo bench docs package
 #
 # Environment: PYTHON (default python3) makes the virtual environment; pip's own variables apply
 # (PIP_EXTRA_INDEX_URL with PyTorch's CPU wheels saves gigabytes where pip would choose a CUDA build).
@@ -108,7 +108,11 @@ part_requirements() {
   ensure_venv
   install_requirements() {
     say "installing requirements/$1.txt"
-    pip_install -r "requirements/$1.txt" -c requirements/constraints.txt
+    if [ "$1" = peers ]; then
+      pip_install --no-deps -r requirements/peers.txt
+    else
+      pip_install -r "requirements/$1.txt" -c requirements/constraints.txt
+    fi
   }
   local key
   key=$(cat "requirements/$1.txt" requirements/constraints.txt | sha256sum | cut -d' ' -f1)
@@ -135,7 +139,7 @@ part_package() {
 for part in "$@"; do
   case $part in
     apt | cross | package) "part_$part" ;;
-    build | test | demo | bench | docs) part_requirements "$part" ;;
-    *) die "unknown part '$part'; parts: apt cross build test demo bench docs package" ;;
+    build | test | peers | demo | bench | docs) part_requirements "$part" ;;
+    *) die "unknown part '$part'; parts: apt cross build test peers demo bench docs package" ;;
   esac
 done
