@@ -85,6 +85,13 @@ def add_parser(commands: Any) -> None:
     option("seed", "seed of batches, dropout and rounding", type=int, metavar="N")
     option("threads", "threads to compute with (default: all cores)", type=int, metavar="N")
 
+    group.add_argument(
+        "--no-release-memory",
+        dest="release_memory",
+        action="store_false",
+        help="let malloc keep freed memory: up to a tenth faster, a larger resident set",
+    )
+
     group = parser.add_argument_group("data and validation")
     option("text_key", "key of the text in .jsonl records", metavar="KEY")
     option(

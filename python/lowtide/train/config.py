@@ -15,7 +15,19 @@ from lowtide.train.schedule import SCHEDULES
 
 # What a resumed run may set anew: it changes how the run is watched and kept, not one number of it.
 FREE_ON_RESUME = frozenset(
-    {"model", "data", "out", "save_every", "keep", "progress", "plot", "threads", "token_cache", "export"}
+    {
+        "model",
+        "data",
+        "out",
+        "save_every",
+        "keep",
+        "progress",
+        "plot",
+        "threads",
+        "token_cache",
+        "export",
+        "release_memory",
+    }
 )
 
 
@@ -26,7 +38,8 @@ class FinetuneConfig:
     `model` is a local directory that transformers loads as a causal language model, `data` a .txt, .md or .jsonl
     file, `out` the run's own directory. `lr=None` takes the method's default. `rank`, `update_proj_gap` and
     `scale` matter to low-rank methods only. `freeze` is a regular expression searched in parameter names: those
-    parameters are not trained. Sizes count tokens (`seq_len`) and windows (`batch_size`).
+    parameters are not trained. `release_memory` makes malloc hand freed blocks back at once, for the whole process
+    (glibc; 5 to 10 % of the time for a smaller resident set). Sizes count tokens (`seq_len`) and windows (`batch_size`).
     """
 
     model: str
@@ -61,6 +74,7 @@ class FinetuneConfig:
     plot: str | None = None
     progress: str = "auto"
     threads: int | None = None
+    release_memory: bool = True
 
     def __post_init__(self) -> None:
         for name in ("model", "data", "out"):

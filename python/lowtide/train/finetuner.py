@@ -112,6 +112,8 @@ class _Run:
 
         if config.threads is not None:
             torch.set_num_threads(config.threads)
+        if config.release_memory:
+            process.return_freed_memory()
         self.model: Any = loader.load_model(source)
         loader.check_fit(self.model, seq_len=config.seq_len, largest_token=int(tokens.max()))
         self.trained, self.total = loader.freeze(self.model, config.freeze)

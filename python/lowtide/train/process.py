@@ -13,6 +13,7 @@ from pathlib import Path
 _STATUS = Path("/proc/self/status")
 _MAPS = Path("/proc/self/maps")
 _MADV_DONTNEED = 4
+_M_MMAP_THRESHOLD = -3
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
@@ -58,6 +59,19 @@ def trim() -> None:
     """Hand freed heap pages back to the kernel, so that `rss` shows what is in use (glibc only)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def return_freed_memory(at_least: int = 256 << 10) -> bool:
+    """Make malloc hand every freed block of `at_least` bytes back to the kernel (glibc only; for the whole process).
+
+    By default glibc learns from the first large blocks freed to keep blocks of up to 32 MiB in its heaps, where the
+    activations of a training step leave holes: measured on 8 layers of SmolLM2-135M at batch 4 x 128, 0.2 GB more at
+    the peak and 0.35 GB more between steps. The price is fresh pages in each step (5 to 10 % of its time there).
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        return bool(libc.gnu_get_libc_version) and libc.mallopt(_M_MMAP_THRESHOLD, at_least) == 1
+    return False
 
 
 def mapped_ranges(directory: Path) -> list[tuple[int, int]]:
