@@ -21,26 +21,92 @@ template <int kBits>
 LT_SIMD void load_codes(const uint8_t* p, vi32 q[kVecs]) {
   if constexpr (kBits == 8) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) q[v] = __builtin_convertvector(load<vu8>(p + v * kLanes), vi32);
+    for (int v = 0; v < kVecs; ++v) q[v] = load_bytes(p + v * kLanes);
   } else {
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs / 2; ++v) {
-      const vi32 both = __builtin_convertvector(load<vu8>(p + v * kLanes), vi32);
+      const vi32 both = load_bytes(p + v * kLanes);
       q[v] = both & 15;
       q[v + kVecs / 2] = both >> 4;
     }
   }
 }
 
+// 16 lanes in [0, 255] to 16 bytes.
+LT_SIMD void store_16(uint8_t* p, const vi32 q[16 / kLanes]) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)q[0]));
+#elif defined(__AVX2__)
+  const __m256i words =
+      _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)q[0], (__m256i)q[1]), 0xd8);
+  _mm_storeu_si128((__m128i*)p, _mm_packus_epi16(_mm256_castsi256_si128(words),
+                                                 _mm256_extracti128_si256(words, 1)));
+#elif defined(__x86_64__)
+  _mm_storeu_si128((__m128i*)p, _mm_packus_epi16(_mm_packs_epi32((__m128i)q[0], (__m128i)q[1]),
+                                                 _mm_packs_epi32((__m128i)q[2], (__m128i)q[3])));
+#elif defined(__aarch64__)
+  const int16x8_t a = vcombine_s16(vmovn_s32((int32x4_t)q[0]), vmovn_s32((int32x4_t)q[1]));
+  const int16x8_t b = vcombine_s16(vmovn_s32((int32x4_t)q[2]), vmovn_s32((int32x4_t)q[3]));
+  vst1q_u8(p, vcombine_u8(vmovn_u16((uint16x8_t)a), vmovn_u16((uint16x8_t)b)));
+#endif
+}
+
+// Adds `zero`, clamps to [lo, 255] and stores 32 bytes; |q| < 2^15 - 256. Narrowing first makes the
+// clamp a quarter of the work and the upper end free: packing saturates.
+LT_SIMD void store_32_clamped(uint8_t* p, const vi32 q[kVecs], int zero, int lo) {
+#if defined(__AVX512F__)
+  __m512i w = _mm512_packs_epi32((__m512i)q[0], (__m512i)q[1]);
+  w = _mm512_add_epi16(w, _mm512_set1_epi16(static_cast<short>(zero)));
+  __m256i b = _mm256_packus_epi16(_mm512_castsi512_si256(w), _mm512_extracti64x4_epi64(w, 1));
+  b = _mm256_max_epu8(b, _mm256_set1_epi8(static_cast<char>(lo)));
+  // dwords arrive as 0 4 2 6 | 1 5 3 7 (each pack works within 128-bit lanes)
+  b = _mm256_permutevar8x32_epi32(b, _mm256_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7));
+  _mm256_storeu_si256((__m256i*)p, b);
+#elif defined(__AVX2__)
+  const __m256i z = _mm256_set1_epi16(static_cast<short>(zero));
+  const __m256i a = _mm256_add_epi16(_mm256_packs_epi32((__m256i)q[0], (__m256i)q[1]), z);
+  const __m256i c = _mm256_add_epi16(_mm256_packs_epi32((__m256i)q[2], (__m256i)q[3]), z);
+  __m256i b = _mm256_packus_epi16(a, c);
+  b = _mm256_max_epu8(b, _mm256_set1_epi8(static_cast<char>(lo)));
+  b = _mm256_permutevar8x32_epi32(b, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  _mm256_storeu_si256((__m256i*)p, b);
+#elif defined(__x86_64__)
+  const __m128i z = _mm_set1_epi16(static_cast<short>(zero));
+  for (int h = 0; h < 2; ++h) {
+    const vi32* v = q + 4 * h;
+    const __m128i a = _mm_add_epi16(_mm_packs_epi32((__m128i)v[0], (__m128i)v[1]), z);
+    const __m128i c = _mm_add_epi16(_mm_packs_epi32((__m128i)v[2], (__m128i)v[3]), z);
+    const __m128i b = _mm_packus_epi16(a, c);
+    _mm_storeu_si128((__m128i*)(p + 16 * h), _mm_max_epu8(b, _mm_set1_epi8(static_cast<char>(lo))));
+  }
+#elif defined(__aarch64__)
+  const int16x8_t z = vdupq_n_s16(static_cast<int16_t>(zero));
+  for (int h = 0; h < 2; ++h) {
+    const vi32* v = q + 4 * h;
+    const int16x8_t a =
+        vaddq_s16(vcombine_s16(vqmovn_s32((int32x4_t)v[0]), vqmovn_s32((int32x4_t)v[1])), z);
+    const int16x8_t c =
+        vaddq_s16(vcombine_s16(vqmovn_s32((int32x4_t)v[2]), vqmovn_s32((int32x4_t)v[3])), z);
+    const uint8x16_t b = vcombine_u8(vqmovun_s16(a), vqmovun_s16(c));
+    vst1q_u8(p + 16 * h, vmaxq_u8(b, vdupq_n_u8(static_cast<uint8_t>(lo))));
+  }
+#endif
+}
+
+// Stores clamp(q + zero, lo, 2^bits - 1) for a block of steps q.
 template <int kBits>
-LT_SIMD void store_codes(uint8_t* p, const vi32 q[kVecs]) {
+LT_SIMD void store_codes(uint8_t* p, const vi32 q[kVecs], int zero, int lo) {
   if constexpr (kBits == 8) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) store(p + v * kLanes, __builtin_convertvector(q[v], vu8));
+    store_32_clamped(p, q, zero, lo);
   } else {
+    vi32 both[kVecs / 2];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs / 2; ++v)
-      store(p + v * kLanes, __builtin_convertvector(q[v] | (q[v + kVecs / 2] << 4), vu8));
+    for (int v = 0; v < kVecs / 2; ++v) {
+      const vi32 low = min_i(max_i(q[v] + zero, splat_i(lo)), splat_i(15));
+      const vi32 high = min_i(max_i(q[v + kVecs / 2] + zero, splat_i(lo)), splat_i(15));
+      both[v] = low | (high << 4);
+    }
+    store_16(p, both);
   }
 }
 
@@ -52,12 +118,22 @@ LT_SIMD void load_codes(const uint8_t* p, int64_t n, vi32 q[kVecs]) {
   load_codes<kBits>(bytes, q);
 }
 template <int kBits>
-LT_SIMD void store_codes(uint8_t* p, int64_t n, vi32 q[kVecs]) {
+LT_SIMD void store_codes(uint8_t* p, int64_t n, const vi32 q[kVecs], int zero, int lo) {
   uint8_t bytes[kBlock];
-  for (int v = 0; v < kVecs; ++v)
-    q[v] &= as_i(iota()) + v * kLanes < splat_i(static_cast<int32_t>(n));
-  store_codes<kBits>(bytes, q);
+  store_codes<kBits>(bytes, q, zero, lo);
+  if (kBits == 4)
+    for (int64_t j = n < 16 ? 0 : n - 16; j < 16; ++j) bytes[j] &= 15;
   __builtin_memcpy(p, bytes, block_bytes<kBits>(n));
+}
+
+// Groups are read twice, from memory and from L1, with arithmetic in between: without help memory
+// would rest meanwhile. Hardware prefetchers stop at the end of a page; this looks four pages
+// ahead.
+constexpr int kAhead = 4096;
+template <class In>
+LT_SIMD void prefetch_block(const In* p) {
+  for (size_t at = 0; at < kBlock * sizeof(In); at += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + at);
 }
 
 LT_SIMD vf32 load_float(const float* p) { return load<vf32>(p); }
@@ -88,7 +164,32 @@ LT_SIMD float reduce_min(vf32 x) {
   return x[0];
 }
 
-LT_SIMD vi32 clamp_i(vi32 x, int lo, int hi) { return min_i(max_i(x, splat_i(lo)), splat_i(hi)); }
+// The 16-bit halves of a tile's words in the order of random::sr16: 64 low ones, 64 high ones.
+LT_SIMD void tile_halves(uint64_t tile, const random::KeySchedule& key, uint32_t param,
+                         uint32_t role, uint16_t* out) {
+#if defined(__AVX512F__)
+  typedef uint16_t v32 __attribute__((vector_size(64)));
+  vu32 x[4];
+  random::tile_words(tile, 0, key, param, role, x);
+  v32 low, high;
+  for (int i = 0; i < 32; ++i) low[i] = static_cast<uint16_t>(2 * i), high[i] = low[i] + 1;
+  for (int h = 0; h < 2; ++h) {
+    const v32 a = (v32)x[2 * h], b = (v32)x[2 * h + 1];
+    const v32 lows = __builtin_shuffle(a, b, low), highs = __builtin_shuffle(a, b, high);
+    __builtin_memcpy(out + 32 * h, &lows, 64);
+    __builtin_memcpy(out + 64 + 32 * h, &highs, 64);
+  }
+#else
+  for (uint32_t lane = 0; lane < 16; lane += kLanes) {
+    vu32 x[4];
+    random::tile_words(tile, lane, key, param, role, x);
+    for (int w = 0; w < 4; ++w) {
+      store(out + 16 * w + lane, __builtin_convertvector(x[w], vu16));
+      store(out + 64 + 16 * w + lane, __builtin_convertvector(x[w] >> 16, vu16));
+    }
+  }
+#endif
+}
 
 // random::sr16 for consecutive elements. Tiles of 128 elements are generated once: a worker walks
 // elements in order, so the tile that two groups share is kept.
@@ -98,44 +199,36 @@ class Noise {
 
   Noise(random::Key key, uint32_t param, uint32_t role) : key_(key), param_(param), role_(role) {}
 
-  // Makes elements [e, e + n) available, n <= kSpan.
-  void cover(uint64_t e, int64_t n) {
+  const uint16_t* data() const { return halves_; }
+
+  // Generates what is missing of elements [e, e + n), 0 < n <= kSpan, and returns the first one's
+  // place: element e + i has noise [i], readable up to i < n + 32.
+  const uint16_t* cover(uint64_t e, int64_t n) {
     const uint64_t first = e / 128;
     const uint64_t last = (e + static_cast<uint64_t>(n) - 1) / 128;
     uint64_t t = first;
-    if (held_ > 0 && first >= first_ && first < first_ + held_) {
-      const uint64_t keep = first_ + held_ - first;
+    if (first >= first_ && first < first_ + held_) {
+      t = first_ + held_;
       if (first != first_)
-        __builtin_memmove(words_, words_ + (first - first_) * 64, keep * 64 * sizeof(uint32_t));
-      t += keep;
+        __builtin_memmove(halves_, halves_ + (first - first_) * 128, (t - first) * 128 * 2);
     }
+    for (; t <= last; ++t) tile_halves(t, key_, param_, role_, halves_ + (t - first) * 128);
     first_ = first;
-    for (; t <= last; ++t) random::tile_words(t, key_, param_, role_, words_ + (t - first) * 64);
     held_ = t - first;
-  }
-
-  // The noise of elements [e, e + kLanes).
-  inline __attribute__((always_inline)) vi32 at(uint64_t e) const {
-    if (e % kLanes == 0) {
-      const vu32 w = load<vu32>(words_ + (e / 128 - first_) * 64 + e % 64);
-      return as_i((e & 64) != 0 ? w >> 16 : w & 0xffffu);
-    }
-    vi32 r;
-    for (int i = 0; i < kLanes; ++i) {
-      const uint64_t at = e + static_cast<uint64_t>(i);
-      const uint32_t w = words_[(at / 128 - first_) * 64 + at % 64];
-      r[i] = static_cast<int32_t>((at & 64) != 0 ? w >> 16 : w & 0xffffu);
-    }
-    return r;
+    return halves_ + e % 128;
   }
 
  private:
-  random::Key key_;
+  random::KeySchedule key_;
   uint32_t param_, role_;
   uint64_t first_ = 0, held_ = 0;
-  // One tile more than a span for each misaligned end, and one for lanes past the end.
-  uint32_t words_[(kSpan / 128 + 2) * 64] = {};
+  // A span that starts within a tile ends within another; 32 for lanes past the end.
+  alignas(64) uint16_t halves_[kSpan + 128 + 32] = {};
 };
+
+LT_SIMD vi32 load_noise(const uint16_t* p) {
+  return as_i(__builtin_convertvector(load<vu16>(p), vu32));
+}
 
 }  // namespace
 }  // namespace lowtide::quant

@@ -19,6 +19,10 @@ struct RequantScalars {
   float decay_minus_1 = 0;  // rounded once from double
 };
 
+// No codec writes a smaller scale but 0; the inverse of one from a damaged file would not be
+// finite.
+inline constexpr float kTinyScale = kTinyRange * 0x1p-9f;
+
 // The new value in units of the weight.
 LT_HD float requant_value(int k, float scale, float delta, const RequantScalars& r) {
   return (static_cast<float>(k) * scale) * r.decay + r.alpha * delta;
@@ -29,6 +33,7 @@ LT_HD bool fits_old_scale(float mn, float mx, float scale, int zero, int bits, S
   const float lo = decode(min_code(scheme), zero, scale);
   const float hi = decode(max_code(bits), zero, scale);
   if (!(lo <= mn && mx <= hi)) return false;
+  if (scale != 0.0f && !(scale >= kTinyScale)) return false;
   if (scheme == Scheme::symmetric) return mx >= 0.5f * hi || mn <= 0.5f * lo;
   return mx * 0.5f - mn * 0.5f >= 0.5f * (hi * 0.5f - lo * 0.5f);
 }

@@ -52,8 +52,9 @@ struct Gaussian {
   static constexpr int64_t kTile = 64;  // elements of one tile of words
   // emit(i, z): i is the element's position in the tile, z kLanes consecutive elements.
   template <class Emit>
-  static inline __attribute__((always_inline)) void tile(uint64_t t, Key key, uint32_t param,
-                                                         uint32_t role, const Emit& emit) {
+  static inline __attribute__((always_inline)) void tile(uint64_t t, const KeySchedule& key,
+                                                         uint32_t param, uint32_t role,
+                                                         const Emit& emit) {
 #pragma GCC unroll 4
     for (uint32_t lane = 0; lane < 16; lane += kLanes) {
       vu32 x[4];
@@ -69,8 +70,9 @@ struct Gaussian {
 struct Rademacher {
   static constexpr int64_t kTile = 2048;
   template <class Emit>
-  static inline __attribute__((always_inline)) void tile(uint64_t t, Key key, uint32_t param,
-                                                         uint32_t role, const Emit& emit) {
+  static inline __attribute__((always_inline)) void tile(uint64_t t, const KeySchedule& key,
+                                                         uint32_t param, uint32_t role,
+                                                         const Emit& emit) {
     uint32_t word[kTileWords];
     tile_words(t, key, param, role, word);
     const vu32 ones = as_u(splat(1.0f));
@@ -89,18 +91,19 @@ struct Rademacher {
 template <class D, class Full, class Part>
 LT_SIMD void walk(int64_t n, int64_t offset, Key key, uint32_t param, uint32_t role,
                   const Full& full, const Part& part) {
+  const KeySchedule keys(key);
   int64_t i = 0;
   while (i < n) {
     const uint64_t e = static_cast<uint64_t>(offset + i);
     const uint64_t tile = e / D::kTile;
     const int64_t head = static_cast<int64_t>(e % D::kTile);
     if (head == 0 && n - i >= D::kTile) {
-      D::tile(tile, key, param, role, [&](uint32_t at, vf32 z) { full(i + at, z); });
+      D::tile(tile, keys, param, role, [&](uint32_t at, vf32 z) { full(i + at, z); });
       i += D::kTile;
       continue;
     }
     float z[D::kTile];
-    D::tile(tile, key, param, role, [&](uint32_t at, vf32 v) { store(z + at, v); });
+    D::tile(tile, keys, param, role, [&](uint32_t at, vf32 v) { store(z + at, v); });
     const int64_t stop = n - i < D::kTile - head ? n - i : D::kTile - head;
     for (int64_t j = 0; j < stop; ++j) part(i + j, z[head + j]);
     i += stop;
@@ -108,17 +111,18 @@ LT_SIMD void walk(int64_t n, int64_t offset, Key key, uint32_t param, uint32_t r
 }
 
 void words_simd(uint32_t* out, int64_t n, int64_t offset, Key key, uint32_t param, uint32_t role) {
+  const KeySchedule keys(key);
   int64_t i = 0;
   while (i < n) {
     const int64_t head = (offset + i) % kTileWords;
     const uint64_t tile = static_cast<uint64_t>(offset + i) / kTileWords;
     if (head == 0 && n - i >= kTileWords) {
-      tile_words(tile, key, param, role, out + i);
+      tile_words(tile, keys, param, role, out + i);
       i += kTileWords;
       continue;
     }
     uint32_t word[kTileWords];
-    tile_words(tile, key, param, role, word);
+    tile_words(tile, keys, param, role, word);
     for (int64_t j = head; j < kTileWords && i < n; ++j) out[i++] = word[j];
   }
 }

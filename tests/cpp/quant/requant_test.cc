@@ -215,6 +215,28 @@ TEST_P(Requant, GroupsOfZerosStartAndCollapsedGroupsEnd) {
   EXPECT_EQ(w.scale[0], 0.0f);
 }
 
+// Scales that no codec writes, as a damaged file might hold them: no garbage, the same bits
+// everywhere.
+TEST_P(Requant, ForeignScalesAreReplacedOrSkipped) {
+  const float inf = std::numeric_limits<float>::infinity();
+  for (float scale : {1e-40f, 1e-36f, -1.0f, inf, std::nanf(""), 3e38f}) {
+    const GroupShape s = shape(1, 70, 64);
+    Packed start = quantized(noise(70, 1), s, scheme());
+    start.scale[0] = start.scale[1] = scale;
+    for (auto& z : start.zero) z = 200;
+    const auto delta = noise(70, 2);
+    same_everywhere([&] {
+      Packed w = start;
+      const int64_t skipped = requant_add_sr(w.out(), delta.data(), at_step(1));
+      EXPECT_TRUE(skipped == 0 || skipped == 2) << scale;
+      if (skipped == 0) {
+        for (float v : w.decoded()) EXPECT_TRUE(std::isfinite(v)) << scale;
+      }
+      return w.hash();
+    });
+  }
+}
+
 TEST_P(Requant, ShrunkenGroupsGetAFinerScale) {
   const GroupShape s = shape(1, 64, 64);
   Packed w = quantized(noise(64, 1), s, scheme());
