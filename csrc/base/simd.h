@@ -148,11 +148,60 @@ LT_SIMD vf32 fma_rn(vf32 a, vf32 b, vf32 c) {
 }
 
 LT_SIMD vf32 abs_f(vf32 x) { return as_f(as_u(x) & 0x7fffffffu); }
-// As `a < b ? b : a`: on NaN in `a` or `b` the result is `a` on every target.
-LT_SIMD vf32 max_f(vf32 a, vf32 b) { return a < b ? b : a; }
-LT_SIMD vf32 min_f(vf32 a, vf32 b) { return b < a ? b : a; }
+// As `a < b ? b : a`: on NaN in `a` or `b` the result is `a` on every target. (The instructions
+// return their second operand then, and gcc does not use them for the expression.)
+LT_SIMD vf32 max_f(vf32 a, vf32 b) {
+#if defined(__AVX512F__)
+  return (vf32)_mm512_max_ps((__m512)b, (__m512)a);
+#elif defined(__AVX2__)
+  return (vf32)_mm256_max_ps((__m256)b, (__m256)a);
+#elif defined(__x86_64__)
+  return (vf32)_mm_max_ps((__m128)b, (__m128)a);
+#else
+  return a < b ? b : a;
+#endif
+}
+LT_SIMD vf32 min_f(vf32 a, vf32 b) {
+#if defined(__AVX512F__)
+  return (vf32)_mm512_min_ps((__m512)b, (__m512)a);
+#elif defined(__AVX2__)
+  return (vf32)_mm256_min_ps((__m256)b, (__m256)a);
+#elif defined(__x86_64__)
+  return (vf32)_mm_min_ps((__m128)b, (__m128)a);
+#else
+  return b < a ? b : a;
+#endif
+}
 LT_SIMD vi32 max_i(vi32 a, vi32 b) { return a < b ? b : a; }
 LT_SIMD vi32 min_i(vi32 a, vi32 b) { return b < a ? b : a; }
+LT_SIMD vu32 max_u(vu32 a, vu32 b) {
+#if defined(__AVX512F__)
+  return (vu32)_mm512_max_epu32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (vu32)_mm256_max_epu32((__m256i)a, (__m256i)b);
+#else
+  return a < b ? b : a;
+#endif
+}
+LT_SIMD vi32 abs_i(vi32 x) {
+#if defined(__AVX512F__)
+  return (vi32)_mm512_abs_epi32((__m512i)x);
+#elif defined(__AVX2__)
+  return (vi32)_mm256_abs_epi32((__m256i)x);
+#else
+  const vi32 sign = x >> 31;
+  return (x ^ sign) - sign;
+#endif
+}
+// x >= 0 with the sign of y.
+LT_SIMD vf32 with_sign(vf32 x, vf32 y) {
+#if defined(__AVX512F__)  // x | (y & mask) in one instruction
+  return (vf32)_mm512_ternarylogic_epi32((__m512i)x, (__m512i)y, (__m512i)splat_u(0x80000000u),
+                                         0xf8);
+#else
+  return as_f(as_u(x) | (as_u(y) & 0x80000000u));
+#endif
+}
 
 LT_SIMD bool any(vi32 mask) {
 #if defined(__AVX512F__)
@@ -187,19 +236,49 @@ LT_SIMD void mul_hi_lo(vu32 a, uint32_t m, vu32& hi, vu32& lo) {
 #endif
 }
 
-// Keeps the low byte of each lane; lanes must be in [0, 255].
-LT_SIMD void store_bytes(uint8_t* p, vi32 x) {
+// The lanes of four vectors, plus `add`, as 4 * kLanes bytes, each saturated to [0, 255]; lanes and
+// sums must fit in 16 bits.
+LT_SIMD void store_bytes4(uint8_t* p, const vi32 x[4], int16_t add = 0) {
 #if defined(__AVX512F__)
-  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)x));
+  const __m512i ab =
+      _mm512_add_epi16(_mm512_packs_epi32((__m512i)x[0], (__m512i)x[1]), _mm512_set1_epi16(add));
+  const __m512i cd =
+      _mm512_add_epi16(_mm512_packs_epi32((__m512i)x[2], (__m512i)x[3]), _mm512_set1_epi16(add));
+  // Packing interleaves the 128-bit lanes.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(ab, cd)));
 #elif defined(__AVX2__)
-  const __m256i words = _mm256_packus_epi32((__m256i)x, (__m256i)x);
-  const __m256i bytes = _mm256_packus_epi16(words, words);
-  const __m256i both =
-      _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4));
-  _mm_storel_epi64((__m128i*)p, _mm256_castsi256_si128(both));
-#else
-  store(p, __builtin_convertvector(x, vu8));
+  const __m256i ab =
+      _mm256_add_epi16(_mm256_packs_epi32((__m256i)x[0], (__m256i)x[1]), _mm256_set1_epi16(add));
+  const __m256i cd =
+      _mm256_add_epi16(_mm256_packs_epi32((__m256i)x[2], (__m256i)x[3]), _mm256_set1_epi16(add));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256((__m256i*)p, _mm256_permutevar8x32_epi32(_mm256_packus_epi16(ab, cd), order));
+#elif defined(__x86_64__)
+  const __m128i ab =
+      _mm_add_epi16(_mm_packs_epi32((__m128i)x[0], (__m128i)x[1]), _mm_set1_epi16(add));
+  const __m128i cd =
+      _mm_add_epi16(_mm_packs_epi32((__m128i)x[2], (__m128i)x[3]), _mm_set1_epi16(add));
+  _mm_storeu_si128((__m128i*)p, _mm_packus_epi16(ab, cd));
+#elif defined(__aarch64__)
+  const int16x8_t ab = vcombine_s16(vqmovn_s32((int32x4_t)x[0]), vqmovn_s32((int32x4_t)x[1]));
+  const int16x8_t cd = vcombine_s16(vqmovn_s32((int32x4_t)x[2]), vqmovn_s32((int32x4_t)x[3]));
+  const int16x8_t plus = vdupq_n_s16(add);
+  vst1q_u8(p, vcombine_u8(vqmovun_s16(vaddq_s16(ab, plus)), vqmovun_s16(vaddq_s16(cd, plus))));
 #endif
+}
+
+// A hint that `bytes` after p are about to be read (and maybe written); never faults, so p may lie
+// past the end of its array.
+LT_SIMD void prefetch(const void* p, int64_t bytes) {
+  __builtin_prefetch((const void*)((uintptr_t)p + (uintptr_t)bytes));
+}
+
+// Largest of the lanes.
+LT_SIMD uint32_t largest_lane(vu32 x) {
+#pragma GCC unroll 4
+  for (int d = kLanes / 2; d > 0; d /= 2) x = max_u(x, __builtin_shuffle(x, iota() ^ d));
+  return x[0];
 }
 
 // bf16 bits <-> float.

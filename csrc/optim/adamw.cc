@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "optim/adamw.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <limits>
 
 #include "base/error.h"
 #include "optim/adamw_table.h"
@@ -26,6 +28,8 @@ AdamRule make_adam_rule(double a, double s, double eps, double beta1, double bet
   r.a = checked(a, a >= 0, "adamw: a (the step size) must be a finite float32 number >= 0");
   r.s = checked(s, s >= 0, "adamw: s (1 / sqrt(bias correction 2)) must be finite and >= 0");
   r.eps = checked(eps, eps >= 0, "adamw: eps must be finite and >= 0");
+  // With eps 0 an element that never saw a gradient would be 0 / 0.
+  r.eps = std::max(r.eps, std::numeric_limits<float>::min());
   r.beta1 = checked(beta1, beta1 >= 0 && beta1 <= 1, "adamw: beta1 must be in [0, 1]");
   r.beta2 = checked(beta2, beta2 >= 0 && beta2 <= 1, "adamw: beta2 must be in [0, 1]");
   r.one_minus_beta1 = static_cast<float>(1.0 - beta1);

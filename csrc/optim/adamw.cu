@@ -111,7 +111,7 @@ __device__ __forceinline__ bool adam_block(const AdamTensor& t, int64_t block, c
   const bool to_gradient = t.target == AdamTarget::direction;
   float m[2][4], v[2][4];
   states.load(t, block, l, m, v);
-  bool finite = true;
+  bool sound = true;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     float g[4];
@@ -119,10 +119,10 @@ __device__ __forceinline__ bool adam_block(const AdamTensor& t, int64_t block, c
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       adam_moments(rule, g[j], &m[h][j], &v[h][j]);
-      if (j < l.live(h)) finite = finite && is_finite(m[h][j]) && is_finite(v[h][j]);
+      if (j < l.live(h)) sound = sound && adam_sound(m[h][j], v[h][j]);
     }
   }
-  if (!__all_sync(0xffffffffu, finite)) {
+  if (!__all_sync(0xffffffffu, sound)) {
     const float zeros[4] = {};
     if (to_gradient)
       for (int h = 0; h < 2; ++h)

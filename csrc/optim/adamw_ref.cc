@@ -16,7 +16,7 @@ bool block_ref(const AdamTensor& t, int64_t block, const AdamRule& rule, random:
   const bool low_bit = t.m_codes != nullptr;
   float m[kAdamBlock], v[kAdamBlock];
   float largest_m = 0.0f, largest_v = 0.0f;
-  bool finite = true;
+  bool sound = true;
   for (int64_t i = 0; i < n; ++i) {
     const int64_t e = at + i;
     const float g = t.g_dtype == Dtype::f32 ? static_cast<const float*>(t.g)[e]
@@ -24,11 +24,11 @@ bool block_ref(const AdamTensor& t, int64_t block, const AdamRule& rule, random:
     m[i] = low_bit ? dynamic_decode(kDynamic, t.m_codes[e], true, t.m_absmax[block]) : t.m[e];
     v[i] = low_bit ? dynamic_decode(kDynamic, t.v_codes[e], false, t.v_absmax[block]) : t.v[e];
     adam_moments(rule, g, &m[i], &v[i]);
-    finite = finite && is_finite(m[i]) && is_finite(v[i]);
+    sound = sound && adam_sound(m[i], v[i]);
     if (abs_f(m[i]) > largest_m) largest_m = abs_f(m[i]);
     if (abs_f(v[i]) > largest_v) largest_v = abs_f(v[i]);
   }
-  if (!finite) {
+  if (!sound) {
     if (t.target == AdamTarget::direction)
       for (int64_t i = 0; i < n; ++i) static_cast<float*>(t.g)[at + i] = 0.0f;
     return false;

@@ -20,11 +20,12 @@ LT_HD void adam_moments(const AdamRule& rule, float g, float* m, float* v) {
   *v = rule.beta2 * *v + rule.one_minus_beta2 * g * g;
 }
 
-// With eps 0, an element that never saw a gradient has no direction: 0, not 0 / 0.
 LT_HD float adam_direction(const AdamRule& rule, float m, float v) {
-  const float scale = sqrt_rn(v) * rule.s + rule.eps;
-  return scale > 0.0f ? div_rn(rule.a * m, scale) : 0.0f;
+  return div_rn(rule.a * m, sqrt_rn(v) * rule.s + rule.eps);
 }
+
+// A new moment that must not be stored: not finite, or a negative second moment (a damaged state).
+LT_HD bool adam_sound(float m, float v) { return is_finite(m) && float_bits(v) < 0x7f800000u; }
 
 LT_HD float adam_weight(const AdamRule& rule, float p, float direction) {
   return (p * rule.decay_before - direction) * rule.decay_after;

@@ -30,24 +30,35 @@ LT_HD constexpr double dynamic_bins(int r, bool is_signed) {
   return static_cast<double>(1 << (is_signed ? r - 1 : r));
 }
 
-// Decoding: value = slope * w + base, where w in [0, 1) is the position of the bin's center.
-LT_HD constexpr float dynamic_slope(int r) { return static_cast<float>(0.9 * dynamic_decade(r)); }
-LT_HD constexpr float dynamic_base(int r) {
-  return r == 8 ? 1.0f : static_cast<float>(0.1 * dynamic_decade(r));
+// Decoding: value = (f - offset) * slope, where f is the bin's center k + 1/2 (signed) or k + 3/2
+// (unsigned), which has the region in its exponent. In region 8 that is 1 exactly.
+LT_HD constexpr float dynamic_offset(int r, bool is_signed) {
+  if (r == 0 || r == 8) return 0.5f;
+  return static_cast<float>(dynamic_bins(r, is_signed) * (0.8 / 0.9));
+}
+LT_HD constexpr float dynamic_slope(int r, bool is_signed) {
+  if (r == 0) return 0.0f;
+  if (r == 8) return is_signed ? 0x1p-7f : 0x1p-8f;
+  const float x = static_cast<float>(0.9 * dynamic_decade(r) / dynamic_bins(r, is_signed));
+  // bitsandbytes' table was computed in float and is up to 1.4e-7 from the exact centers; in these
+  // decades the next float up comes closer to it.
+  const bool up = is_signed ? r == 4 : r == 1 || r == 4 || r == 7;
+  return up ? x + x * 0x1.8p-24f : x;  // the added 0.75 to 1.5 units round to one
 }
 
-// Encoding: k = min(floor(a * scale + shift), last).
-LT_HD constexpr float dynamic_scale(int r, bool is_signed) {
-  if (r == 0 || r == 8) return 0.0f;
-  return static_cast<float>(dynamic_bins(r, is_signed) / (0.9 * dynamic_decade(r)));
-}
+// Encoding: k = min(floor(a * scale + shift), last). Regions 0 and 8 share their constants, which
+// give k = 0 below 1e-6 and the last code above 0.99: eight entries are enough for a vector
+// permute.
 LT_HD constexpr int dynamic_last(int r, bool is_signed) {
-  if (r == 0) return 0;
-  if (r == 8) return is_signed ? 128 : 255;
+  if (r == 0 || r == 8) return is_signed ? 128 : 255;
   return 2 * (1 << (is_signed ? r - 1 : r)) - (is_signed ? 1 : 2);
 }
+LT_HD constexpr float dynamic_scale(int r, bool is_signed) {
+  if (r == 0 || r == 8) return is_signed ? 128.6f : 255.9f;
+  return static_cast<float>(dynamic_bins(r, is_signed) / (0.9 * dynamic_decade(r)));
+}
 LT_HD constexpr float dynamic_shift(int r, bool is_signed) {
-  if (r == 0 || r == 8) return static_cast<float>(dynamic_last(r, is_signed));
+  if (r == 0 || r == 8) return 0.0f;
   return static_cast<float>(dynamic_bins(r, is_signed) * (0.8 / 0.9) - (is_signed ? 0 : 1));
 }
 
@@ -60,19 +71,19 @@ LT_HD constexpr float dynamic_boundary(int r, bool is_signed) {
   return static_cast<float>(0.5 * (below + above));
 }
 
-// The constants by region, padded to 16 entries for vector permutes. Functions take the table as an
-// argument, so that a CUDA kernel can keep it in constant memory.
+// The constants by [is_signed][region], padded to 16 entries for vector permutes. Functions take
+// the table as an argument, so that a CUDA kernel can keep it in constant memory.
 struct alignas(64) DynamicTable {
-  float slope[16], base[16];
-  float scale[2][16], shift[2][16], last[2][16], boundary[2][16];  // [is_signed][region]
+  float offset[2][16], slope[2][16];
+  float scale[2][16], shift[2][16], last[2][16], boundary[2][16];
 };
 
 constexpr DynamicTable make_dynamic_table() {
   DynamicTable t{};
-  for (int r = 0; r < kDynamicRegions; ++r) {
-    t.slope[r] = dynamic_slope(r);
-    t.base[r] = dynamic_base(r);
-    for (int s = 0; s < 2; ++s) {
+  for (int s = 0; s < 2; ++s) {
+    for (int r = 0; r < kDynamicRegions; ++r) {
+      t.offset[s][r] = dynamic_offset(r, s != 0);
+      t.slope[s][r] = dynamic_slope(r, s != 0);
       t.scale[s][r] = dynamic_scale(r, s != 0);
       t.shift[s][r] = dynamic_shift(r, s != 0);
       t.last[s][r] = static_cast<float>(dynamic_last(r, s != 0));
@@ -84,20 +95,14 @@ constexpr DynamicTable make_dynamic_table() {
 
 constexpr DynamicTable kDynamic = make_dynamic_table();
 
-// Value of a code in units of the block's absmax. Within 1.1e-7 (relative) of the exact centers,
-// and within 1.8e-7 of bitsandbytes' create_dynamic_map, whose own table is 1.4e-7 off.
-LT_HD float dynamic_value(const DynamicTable& t, int code, bool is_signed) {
+// Value of a code in a block with this absmax. For absmax 1 within 1.4e-7 (relative) of
+// bitsandbytes' create_dynamic_map and within 1.3e-7 of the exact centers.
+LT_HD float dynamic_decode(const DynamicTable& t, int code, bool is_signed, float absmax) {
   const int d = is_signed ? code - kDynamicZeroSigned : code;
   const float f = static_cast<float>(d < 0 ? -d : d) + (is_signed ? 0.5f : 1.5f);
-  const uint32_t bits = float_bits(f);
-  const int r = static_cast<int>(bits >> 23) - (is_signed ? 126 : 127);
-  const float w = bits_float((bits & 0x007fffffu) | 0x3f800000u) - 1.0f;
-  const float value = t.slope[r] * w + t.base[r];
+  const int r = static_cast<int>(float_bits(f) >> 23) - (is_signed ? 126 : 127);
+  const float value = (f - t.offset[is_signed][r]) * (t.slope[is_signed][r] * absmax);
   return d < 0 ? -value : value;
-}
-
-LT_HD float dynamic_decode(const DynamicTable& t, int code, bool is_signed, float absmax) {
-  return dynamic_value(t, code, is_signed) * absmax;
 }
 
 // Number of region boundaries at or below a.

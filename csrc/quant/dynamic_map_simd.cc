@@ -20,14 +20,17 @@ LT_SIMD vf32 finite_or_zero(vf32 x, vi32& nonfinite) {
 
 template <bool is_signed>
 LT_SIMD float encode_block(uint8_t* codes, const float* x, vi32& nonfinite) {
-  vi32 top = {};
+  vu32 top = {};
   for (int i = 0; i < kDynamicBlock; i += kLanes)
-    top = max_i(top, as_i(as_u(finite_or_zero(load<vf32>(x + i), nonfinite)) & 0x7fffffffu));
-  const float absmax = dynamic_absmax(largest_lane(top));
+    top = max_u(top, as_u(finite_or_zero(load<vf32>(x + i), nonfinite)) & 0x7fffffffu);
+  const float absmax = dynamic_absmax(bits_float(largest_lane(top)));
   const float inverse = dynamic_inverse(absmax);
   vi32 again = {};
-  for (int i = 0; i < kDynamicBlock; i += kLanes)
-    dynamic_encode_row<is_signed>(codes + i, finite_or_zero(load<vf32>(x + i), again), inverse);
+  for (int i = 0; i < kDynamicBlock; i += kDynamicStep)
+    dynamic_encode_step<is_signed>(
+        codes + i, inverse, [&](int j) __attribute__((always_inline)) {
+          return finite_or_zero(load<vf32>(x + i + j), again);
+        });
   return absmax;
 }
 
@@ -54,9 +57,9 @@ template <bool is_signed>
 void dequantize(float* x, const uint8_t* codes, const float* absmax, int64_t n) {
   for (int64_t at = 0; at < n; at += kDynamicBlock, ++absmax) {
     const int64_t len = n - at < kDynamicBlock ? n - at : kDynamicBlock;
+    const DynamicDecoder<is_signed> decode(*absmax);
     int64_t i = at;
-    for (; i + kLanes <= at + len; i += kLanes)
-      store(x + i, dynamic_decode_row<is_signed>(codes + i, *absmax));
+    for (; i + kLanes <= at + len; i += kLanes) store(x + i, decode(codes + i));
     for (; i < at + len; ++i) x[i] = dynamic_decode(kDynamic, codes[i], is_signed, *absmax);
   }
 }

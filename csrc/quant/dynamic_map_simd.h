@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// dynamic_map_scalar.h on kLanes elements. For *_simd.cc files only.
+// dynamic_map_scalar.h on vectors, the same bits. For *_simd.cc files only.
 #pragma once
 #include "base/simd.h"
 #include "quant/dynamic_map_scalar.h"
@@ -7,84 +7,189 @@
 namespace lowtide::quant {
 namespace {
 
-// table[r] for r in 0..8.
-LT_SIMD vf32 lookup9(const float* table, vi32 r) {
+constexpr int kDynamicStep = 4 * kLanes;  // elements that encoding takes at a time
+
 #if defined(__AVX512F__)
-  return (vf32)_mm512_permutexvar_ps((__m512i)r, _mm512_load_ps(table));
-#elif defined(__AVX2__)
-  const __m256 low = _mm256_permutevar8x32_ps(_mm256_load_ps(table), (__m256i)r);
-  return (vf32)_mm256_blendv_ps(low, _mm256_broadcast_ss(table + 8),
-                                _mm256_castsi256_ps(_mm256_slli_epi32((__m256i)r, 28)));
+// Tables indexed by exponents directly: the low bits of a float's exponent field, which is all that
+// a permute looks at, tell the regions apart.
+struct alignas(64) DynamicExponents {
+  float offset[2][16], slope[2][16];
+  // For a in [2^-31, 2): carry[e] lifts the exponent field of magnitudes at or above the boundary
+  // that lies between 2^e and 2^(e+1) (there is one at most, and none in the next binade). The
+  // lifted exponent then selects the constants.
+  uint32_t carry[2][32];
+  float scale[2][32], shift[2][32], last[2][32];
+};
+
+constexpr DynamicExponents make_dynamic_exponents() {
+  DynamicExponents t{};
+  for (int s = 0; s < 2; ++s) {
+    for (int r = 0; r < kDynamicRegions; ++r) {
+      t.offset[s][(r + (s ? 126 : 127)) % 16] = kDynamic.offset[s][r];
+      t.slope[s][(r + (s ? 126 : 127)) % 16] = kDynamic.slope[s][r];
+    }
+    for (uint32_t e = 0; e < 32; ++e) {  // exponent field 96 + e
+      int r = 0;
+      for (; r < 8; ++r) {
+        const uint32_t bits = __builtin_bit_cast(uint32_t, kDynamic.boundary[s][r]);
+        if (bits >> 23 == 96 + e) t.carry[s][e] = 0x800000u - (bits & 0x7fffffu);
+        if (bits >> 23 >= 96 + e) break;
+      }
+      t.scale[s][e] = kDynamic.scale[s][r];
+      t.shift[s][e] = kDynamic.shift[s][r];
+      t.last[s][e] = kDynamic.last[s][r];
+    }
+  }
+  return t;
+}
+
+constexpr DynamicExponents kExponents = make_dynamic_exponents();
+
+LT_SIMD vf32 lookup32(const float* table, vu32 index) {
+  return (vf32)_mm512_permutex2var_ps(_mm512_load_ps(table), (__m512i)index,
+                                      _mm512_load_ps(table + 16));
+}
+#else
+// table[r % 8].
+LT_SIMD vf32 lookup8(const float* table, vi32 r) {
+#if defined(__AVX2__)
+  return (vf32)_mm256_permutevar8x32_ps(_mm256_load_ps(table), (__m256i)r);
 #elif defined(__aarch64__)
-  const uint8x16x4_t bytes = vld1q_u8_x4((const uint8_t*)table);
-  const uint32x4_t index = (uint32x4_t)(r * 0x04040404 + 0x03020100);
-  return (vf32)vqtbl4q_u8(bytes, (uint8x16_t)index);
+  const uint8x16x2_t bytes = vld1q_u8_x2((const uint8_t*)table);
+  const uint32x4_t index = (uint32x4_t)((r & 7) * 0x04040404 + 0x03020100);
+  return (vf32)vqtbl2q_u8(bytes, (uint8x16_t)index);
 #else
   vf32 out;
-  for (int i = 0; i < kLanes; ++i) out[i] = table[r[i]];
+  for (int i = 0; i < kLanes; ++i) out[i] = table[r[i] & 7];
   return out;
 #endif
 }
 
-template <bool is_signed>
-LT_SIMD vf32 dynamic_values(vi32 code) {
-  const vi32 d = is_signed ? code - kDynamicZeroSigned : code;
-  const vi32 sign = d >> 31;
-  const vf32 f = to_float(is_signed ? (d ^ sign) - sign : d) + (is_signed ? 0.5f : 1.5f);
-  const vi32 r = as_i(as_u(f) >> 23) - (is_signed ? 126 : 127);
-  const vf32 w = as_f((as_u(f) & 0x007fffffu) | 0x3f800000u) - 1.0f;
-  const vf32 value = lookup9(kDynamic.slope, r) * w + lookup9(kDynamic.base, r);
-  return is_signed ? as_f(as_u(value) ^ ((vu32)sign & 0x80000000u)) : value;
+// Regions 0 and 8 in one entry: in the signed map the constants of 8 give 0 for the zero code too.
+struct alignas(64) DynamicDecode {
+  float offset[2][8], slope[2][8];
+};
+
+constexpr DynamicDecode make_dynamic_decode() {
+  DynamicDecode t{};
+  for (int s = 0; s < 2; ++s)
+    for (int r = 1; r < kDynamicRegions; ++r) {
+      t.offset[s][r % 8] = kDynamic.offset[s][r];
+      t.slope[s][r % 8] = kDynamic.slope[s][r];
+    }
+  return t;
 }
 
-template <bool is_signed>
-LT_SIMD vf32 dynamic_decode_row(const uint8_t* codes, float absmax) {
-  return dynamic_values<is_signed>(load_bytes(codes)) * absmax;
-}
+constexpr DynamicDecode kDecode = make_dynamic_decode();
+#endif
 
-// The exponent and mantissa of a float read as one integer approximate its logarithm from below
-// within 0.026 (base 10). Shifted by 7.3 the estimate is never above the region, and below it by at
-// most one, at every boundary with 0.2 to spare; one comparison settles it.
+// Decodes the codes of one block.
 template <bool is_signed>
-LT_SIMD vi32 dynamic_regions(vf32 a) {
+class DynamicDecoder {
+ public:
+#if defined(__AVX512F__)
+  inline __attribute__((always_inline)) explicit DynamicDecoder(float absmax)
+      : slope_(load<vf32>(kExponents.slope[is_signed]) * absmax) {}
+#else
+  inline __attribute__((always_inline)) explicit DynamicDecoder(float absmax) {
+    for (int i = 0; i < 8; i += kLanes)
+      store(slope_ + i, load<vf32>(kDecode.slope[is_signed] + i) * absmax);
+  }
+#endif
+
+  inline __attribute__((always_inline)) vf32 operator()(const uint8_t* codes) const {
+    const vi32 code = load_bytes(codes);
+    const vi32 d = is_signed ? code - kDynamicZeroSigned : code;
+    const vf32 f = to_float(is_signed ? abs_i(d) : d) + (is_signed ? 0.5f : 1.5f);
+#if defined(__AVX512F__)
+    const __m512i e = (__m512i)(as_u(f) >> 23);
+    const vf32 offset =
+        (vf32)_mm512_permutexvar_ps(e, _mm512_load_ps(kExponents.offset[is_signed]));
+    const vf32 value = (f - offset) * (vf32)_mm512_permutexvar_ps(e, (__m512)slope_);
+#else
+    const vi32 r = as_i(as_u(f) >> 23) - (is_signed ? 126 : 127);
+    vf32 value = (f - lookup8(kDecode.offset[is_signed], r)) * lookup8(slope_, r);
+    if (!is_signed) value = as_f(as_u(value) & (vu32)(code > 0));
+#endif
+    return is_signed ? with_sign(value, as_f((vu32)d)) : value;
+  }
+
+ private:
+#if defined(__AVX512F__)
+  vf32 slope_;
+#else
+  alignas(32) float slope_[8];
+#endif
+};
+
+// floor(a * scale + shift) clamped to the last bin of the region, for a in [0, 2).
+template <bool is_signed>
+LT_SIMD vf32 dynamic_bin(vf32 a) {
+#if defined(__AVX512F__)
+  const vu32 e = as_u(a) >> 23;
+  const vu32 carry =
+      (vu32)_mm512_permutex2var_epi32(_mm512_load_si512(kExponents.carry[is_signed]), (__m512i)e,
+                                      _mm512_load_si512(kExponents.carry[is_signed] + 16));
+  const vu32 lifted = (as_u(a) + carry) >> 23;
+  const vf32 t = a * lookup32(kExponents.scale[is_signed], lifted) +
+                 lookup32(kExponents.shift[is_signed], lifted);
+  return min_f(t, lookup32(kExponents.last[is_signed], lifted));
+#else
+  // The exponent and mantissa of a float read as one integer approximate its logarithm from below
+  // within 0.026 (base 10). Shifted by 7.3 the estimate is never above the region, and below it by
+  // at most one, at every boundary with 0.2 to spare; one comparison settles it.
   constexpr float kLog10 = 0x1.344136p-2f * 0x1p-23f;  // log10(2) per unit of the exponent field
   constexpr float kOffset = 7.3f - 127 * 0x1.344136p-2f;
   const vf32 estimate = to_float(as_i(as_u(a))) * kLog10 + kOffset;
-  const vi32 r = __builtin_convertvector(max_f(estimate, vf32{}), vi32);
-  return r - (a >= lookup9(kDynamic.boundary[is_signed], r));
+  const vi32 below = __builtin_convertvector(max_f(estimate, vf32{}), vi32);
+  const vi32 r = below - (a >= lookup8(kDynamic.boundary[is_signed], below));
+  const vf32 t = a * lookup8(kDynamic.scale[is_signed], r) + lookup8(kDynamic.shift[is_signed], r);
+  return min_f(t, lookup8(kDynamic.last[is_signed], r));
+#endif
 }
 
-// y is x * inverse; returns the code.
-template <bool is_signed>
-LT_SIMD vi32 dynamic_codes(vf32 y) {
-  const vf32 a = is_signed ? abs_f(y) : max_f(y, vf32{});
-  const vi32 r = dynamic_regions<is_signed>(a);
-  const vf32 t = a * lookup9(kDynamic.scale[is_signed], r) + lookup9(kDynamic.shift[is_signed], r);
-  // Clamped before it is truncated: min and floor commute for an integer bound.
-  const vi32 k = __builtin_convertvector(min_f(t, lookup9(kDynamic.last[is_signed], r)), vi32);
-  if (!is_signed) return k;
-  const vi32 sign = as_i(as_u(y)) >> 31;
-  return max_i(((k ^ sign) - sign) + kDynamicZeroSigned, vi32{});
+// Smallest magnitude that the AVX-512 tables tell from others; it is deep in region 0.
+constexpr float kDynamicFloor = 0x1p-31f;
+
+// Codes of kDynamicStep elements; x(i) gives elements [i, i + kLanes).
+template <bool is_signed, class X>
+LT_SIMD void dynamic_encode_step(uint8_t* codes, float inverse, const X& x) {
+  vi32 code[4];
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v) {
+    const vf32 y = x(v * kLanes) * inverse;
+    if (is_signed) {
+#if defined(__AVX512F__)
+      // Larger magnitude of the two, without sign.
+      const vf32 a = (vf32)_mm512_range_ps((__m512)y, (__m512)splat(kDynamicFloor), 0b1011);
+#else
+      const vf32 a = abs_f(y);
+#endif
+      code[v] = __builtin_convertvector(with_sign(dynamic_bin<true>(a), y), vi32);
+    } else {
+      code[v] = __builtin_convertvector(dynamic_bin<false>(max_f(y, splat(kDynamicFloor))), vi32);
+    }
+  }
+  store_bytes4(codes, code, is_signed ? kDynamicZeroSigned : 0);  // 127 - 128 saturates to 0
 }
 
-template <bool is_signed>
-LT_SIMD void dynamic_encode_row(uint8_t* codes, vf32 x, float inverse) {
-  store_bytes(codes, dynamic_codes<is_signed>(x * inverse));
-}
-
-LT_SIMD void dynamic_encode_positive_row(uint8_t* codes, vf32 x, float inverse) {
-  const vf32 y = x * inverse;
-  const vi32 k = dynamic_codes<false>(y);
-  store_bytes(codes, max_i(k, (vi32)(y > 0.0f) & 1));
-}
-
-// Largest of the lanes, which hold float bits without sign.
-LT_SIMD float largest_lane(vi32 bits) {
-  int32_t lane[kLanes];
-  store(lane, bits);
-  int32_t top = lane[0];
-  for (int i = 1; i < kLanes; ++i) top = top < lane[i] ? lane[i] : top;
-  return bits_float(static_cast<uint32_t>(top));
+// dynamic_encode_positive: x >= 0, and positive ones are lifted into region 1.
+template <class X>
+LT_SIMD void dynamic_encode_positive_step(uint8_t* codes, float inverse, const X& x) {
+  const vf32 first = splat(kDynamic.boundary[false][0]);
+  vi32 code[4];
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v) {
+    const vf32 y = x(v * kLanes) * inverse;
+#if defined(__AVX512F__)
+    const __mmask16 positive = _mm512_test_epi32_mask((__m512i)y, (__m512i)y);
+    const vf32 a = (vf32)_mm512_maskz_max_ps(positive, (__m512)y, (__m512)first);
+#else
+    const vf32 a = as_f(as_u(max_f(y, first)) & (vu32)(y > 0.0f));
+#endif
+    code[v] = __builtin_convertvector(dynamic_bin<false>(a), vi32);
+  }
+  store_bytes4(codes, code);
 }
 
 }  // namespace
