@@ -14,8 +14,8 @@ using quant::Rounding;
 
 constexpr int64_t kCols = 2048;
 
-std::vector<float> data(int64_t n) {
-  std::vector<float> x(static_cast<size_t>(n));
+bench::Aligned<float> data(int64_t n) {
+  bench::Aligned<float> x(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i)
     x[static_cast<size_t>(i)] = static_cast<float>(i * 2654435761u % 4001) / 2000.0f - 1.0f;
   return x;
@@ -23,8 +23,8 @@ std::vector<float> data(int64_t n) {
 
 struct Matrix {
   GroupShape s;
-  std::vector<uint8_t> codes, zero;
-  std::vector<float> scale;
+  bench::Aligned<uint8_t> codes, zero;
+  bench::Aligned<float> scale;
   explicit Matrix(int64_t n, int bits)
       : s{.rows = n / kCols, .cols = kCols, .group = 256, .bits = bits},
         codes(static_cast<size_t>(s.rows * row_bytes(s))),

@@ -12,9 +12,9 @@ constexpr int64_t kCols = 2048;
 
 struct Weights {
   quant::GroupShape s;
-  std::vector<uint8_t> codes, zero;
-  std::vector<float> scale;
-  Weights(const std::vector<float>& x, int64_t n, int bits)
+  bench::Aligned<uint8_t> codes, zero;
+  bench::Aligned<float> scale;
+  Weights(const bench::Aligned<float>& x, int64_t n, int bits)
       : s{.rows = n / kCols, .cols = kCols, .group = 256, .bits = bits},
         codes(static_cast<size_t>(s.rows * row_bytes(s))),
         zero(static_cast<size_t>(s.rows * groups_per_row(s))),
@@ -24,8 +24,8 @@ struct Weights {
   quant::GroupMatrix out() { return {codes.data(), scale.data(), zero.data(), s}; }
 };
 
-std::vector<float> data(int64_t n, float scale) {
-  std::vector<float> x(static_cast<size_t>(n));
+bench::Aligned<float> data(int64_t n, float scale) {
+  bench::Aligned<float> x(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i)
     x[static_cast<size_t>(i)] =
         (static_cast<float>(i * 2654435761u % 4001) / 2000.0f - 1.0f) * scale;
