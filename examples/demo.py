@@ -82,7 +82,7 @@ def run_method(name: str, options: argparse.Namespace, model: Path, text: Path, 
         sys.executable, "-m", "lowtide", "finetune", str(model), str(text), "--out", str(out), "--method", name,
         "--lr", str(method["lr"]), *method["args"], "--steps", str(options.steps), "--batch-size", str(options.batch_size),
         "--seq-len", str(options.seq_len), "--seed", str(options.seed), "--eval-every", "15", "--eval-batches", "16",
-        "--save-every", str(options.steps), "--token-cache", str(out.parent), "--no-export",
+        "--save-every", "30", "--token-cache", str(out.parent), "--no-export",
     ]  # fmt: skip
     if (out / "metrics.jsonl").exists():
         command.append("--resume")
