@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Timing that survives a busy machine: rivals take turns, each reports its best and its median, and its best
+processor time, which other programs disturb less."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from run_benches import environment  # noqa: E402  (one description of the machine for every bench)
+
+__all__ = ["environment", "race", "save"]
+
+
+def race(
+    rivals: dict[str, Callable[[], Any]], *, rounds: int, budget: float = 60.0
+) -> dict[str, dict[str, float]]:
+    """Seconds of each rival over up to ``rounds`` rounds within ``budget`` seconds.
+
+    ``best`` and ``median`` of the wall clock; ``cpu``: best processor time of the process, all threads together.
+    """
+    seen: dict[str, list[float]] = {name: [] for name in rivals}
+    used: dict[str, list[float]] = {name: [] for name in rivals}
+    started = time.perf_counter()
+    for run in rivals.values():
+        run()
+    for _ in range(rounds):
+        for name, run in rivals.items():
+            t, c = time.perf_counter(), time.process_time()
+            run()
+            seen[name].append(time.perf_counter() - t)
+            used[name].append(time.process_time() - c)
+        if time.perf_counter() - started > budget:
+            break
+    return {
+        name: {"best": min(t), "median": statistics.median(t), "cpu": min(used[name])}
+        for name, t in seen.items()
+    }
+
+
+def save(name: str, data: dict[str, Any]) -> None:
+    """Write bench/results/<name>.json."""
+    path = ROOT / "bench" / "results" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=1) + "\n")
+    print(f"wrote {path.relative_to(ROOT)}", flush=True)
