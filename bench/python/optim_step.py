@@ -199,7 +199,9 @@ def work(rival: Rival, layers: int, threads: int) -> None:
 class Worker:
     def __init__(self, rival: Rival, args: argparse.Namespace, threads: int) -> None:
         paths = dict(item.split("=", 1) for item in args.path)
-        search = [paths.get(rival.needs, ""), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
+        source = ROOT / "python"  # where `make inplace` builds; otherwise the installed package
+        built = str(source) if any(source.glob("lowtide/_core.*.so")) else ""
+        search = [paths.get(rival.needs, ""), built, os.environ.get("PYTHONPATH", "")]
         command = [sys.executable, __file__, "--worker", rival.name, "--layers", str(args.layers)]
         self.log = tempfile.TemporaryFile("w+")  # not a pipe: nobody reads it while the worker runs  # noqa: SIM115  (closed with the worker)
         self.process = subprocess.Popen(
