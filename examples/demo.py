@@ -59,7 +59,8 @@ def inference_rss(model: Path, batch: int, seq: int) -> int:
     """Peak resident bytes of a process that only evaluates the model on batches of this size."""
     code = (
         "import sys, torch, transformers\n"
-        "from lowtide.train.process import peak_rss, reset_peak_rss\n"
+        "from lowtide.train.process import peak_rss, reset_peak_rss, return_freed_memory\n"
+        "return_freed_memory()\n"  # as the runs do
         "m = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], local_files_only=True, dtype=torch.float32)\n"
         "x = torch.arange(int(sys.argv[2]) * int(sys.argv[3])).reshape(int(sys.argv[2]), -1)\n"
         "reset_peak_rss()\n"

@@ -37,7 +37,8 @@ class FinetuneConfig:
 
     `model` is a local directory that transformers loads as a causal language model, `data` a .txt, .md or .jsonl
     file, `out` the run's own directory. `lr=None` takes the method's default. `rank`, `update_proj_gap` and
-    `scale` matter to low-rank methods only. `freeze` is a regular expression searched in parameter names: those
+    `scale` matter to low-rank methods only; `scale` (GaLore's alpha) is 4 and not pre-training's 0.25 because embeddings
+    and norms train at full rank with the same rate. `freeze` is a regular expression searched in parameter names: those
     parameters are not trained. `release_memory` makes malloc hand freed blocks back at once, for the whole process
     (glibc; 5 to 10 % of the time for a smaller resident set). Sizes count tokens (`seq_len`) and windows (`batch_size`).
     """
@@ -49,7 +50,7 @@ class FinetuneConfig:
     lr: float | None = None
     rank: int = 128
     update_proj_gap: int = 200
-    scale: float = 0.25
+    scale: float = 4.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -89,7 +90,7 @@ class FinetuneConfig:
             self._positive("lr", f"{METHODS[self.method].lr:g} is the default of {self.method}")
         self._integer("rank", 1, "64 or 128 suit most models")
         self._integer("update_proj_gap", 1, "200 is the default")
-        self._positive("scale", "0.25 is the default")
+        self._positive("scale", "4 is the default")
         object.__setattr__(
             self, "betas", tuple(self.betas) if isinstance(self.betas, (list, tuple)) else self.betas
         )

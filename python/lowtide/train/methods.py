@@ -26,16 +26,16 @@ class Method:
 
 
 METHODS: Mapping[str, Method] = {
-    "adamw": Method("AdamW", "AdamW with fp32 states (the reference)", lr=5e-5),
-    "adamw8bit": Method("AdamW8bit", "AdamW with 8-bit block states", lr=5e-5),
-    "galore": Method("GaLoreAdamW", "AdamW in a low-rank subspace of the gradient", lr=5e-4, low_rank=True, in_backward=True),
+    "adamw": Method("AdamW", "AdamW with fp32 states (the reference)", lr=1e-4),
+    "adamw8bit": Method("AdamW8bit", "AdamW with 8-bit block states", lr=1e-4),
+    "galore": Method("GaLoreAdamW", "AdamW in a low-rank subspace of the gradient", lr=1e-4, low_rank=True, in_backward=True),
     "galore8bit": Method(
-        "GaLoreAdamW8bit", "GaLore with 8-bit block states", lr=5e-4, low_rank=True, in_backward=True
+        "GaLoreAdamW8bit", "GaLore with 8-bit block states", lr=1e-4, low_rank=True, in_backward=True
     ),
     "qgalore": Method(
         "QGaLoreAdamW",
         "GaLore with INT4 bases, 8-bit states and INT8 weights",
-        lr=5e-4, low_rank=True, weights="int8", in_backward=True,
+        lr=1e-4, low_rank=True, weights="int8", in_backward=True,
     ),
 }  # fmt: skip
 WEIGHT_GROUP = 256
