@@ -13,8 +13,10 @@ VOCAB = 300
 METHODS = ("adamw", "adamw8bit", "galore", "galore8bit", "qgalore")
 
 
-def make_model(path: Path, *, seed: int = 0, hidden: int = 48) -> Path:
-    """A LLaMA of 2 layers with random weights and a byte-level tokenizer, as save_pretrained writes it."""
+def make_model(
+    path: Path, *, seed: int = 0, hidden: int = 48, tied: bool = True, kind: str = "llama"
+) -> Path:
+    """A model of 2 layers with random weights and a byte-level tokenizer, as save_pretrained writes it."""
     import tokenizers
     import torch
     import transformers
@@ -26,13 +28,24 @@ def make_model(path: Path, *, seed: int = 0, hidden: int = 48) -> Path:
     core.decoder = tokenizers.decoders.ByteLevel()
     transformers.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>").save_pretrained(path)
     torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=VOCAB, hidden_size=hidden, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, attention_dropout=0.1,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+    sizes = {
+        "vocab_size": VOCAB,
+        "hidden_size": hidden,
+        "num_hidden_layers": 2,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    if kind == "llama":
+        config = transformers.LlamaConfig(
+            **sizes, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+            tie_word_embeddings=tied, attention_dropout=0.1,
+        )  # fmt: skip
+    elif kind == "mamba":
+        config = transformers.MambaConfig(**sizes)
+    else:
+        config = transformers.GPT2Config(**sizes, n_embd=hidden, n_layer=2, n_head=4, n_positions=64)
     transformers.utils.logging.disable_progress_bar()
-    transformers.LlamaForCausalLM(config).save_pretrained(path)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
     return path
 
 

@@ -178,6 +178,41 @@ def test_tokenizer_larger_than_the_embedding(refused: Refused, copy: Path) -> No
     assert "makes token 5000 and its embedding has 300 rows" in refused(model=str(copy))
 
 
+@pytest.mark.parametrize("method", ["galore", "qgalore"])
+def test_a_model_without_linear_layers(refused: Refused, tmp_path: Path, method: str) -> None:
+    gpt2 = make_model(tmp_path / "gpt2", kind="gpt2")
+    assert "GPT2LMHeadModel has none" in refused(model=str(gpt2), method=method)
+
+
+def test_everything_linear_frozen(refused: Refused) -> None:
+    assert "has none that train" in refused(method="galore", freeze="layers")
+
+
+def test_a_model_that_reads_packed_weights_itself(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mamba = make_model(tmp_path / "mamba", kind="mamba")
+    capsys.readouterr()
+    assert main(flags(settings(mamba, data, tmp_path / "run", method="qgalore"))) == 2
+    sentence = capsys.readouterr().err.splitlines()[-1]  # transformers writes of kernels it lacks
+    assert "MambaForCausalLM reads one itself" in sentence
+    assert "galore8bit" in sentence
+
+
+def test_out_of_memory(
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(methods.Updater, "step", lambda self: torch.empty(1 << 60))
+    assert main(flags(settings(model, data, tmp_path / "run"))) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "out of memory" in err
+
+
 def poison_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make one weight NaN after the update of `step`, as an update that diverged would."""
     calls = 0

@@ -14,13 +14,16 @@ from lowtide.cli import main
 from lowtide.train import FinetuneConfig, Finetuner
 from lowtide.train.loader import load_model
 
-from .helpers import METHODS, settings
+from .helpers import METHODS, make_model, settings
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("method", METHODS)
 def test_counted_before_equals_counted_in_the_run(
-    method: str, model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str, tied: bool, model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if not tied:
+        model = make_model(tmp_path / "untied", tied=False)
     assert main(["memory", str(model), "--method", method, "--rank", "8", "--json"]) == 0
     (before,) = json.loads(capsys.readouterr().out)
     config = FinetuneConfig(**settings(model, data, tmp_path / "run", method=method, rank=8, steps=2))

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from lowtide.cli import finetune, info, memory
 from lowtide.errors import LowtideError
+from lowtide.train.errors import out_of_memory
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -55,8 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     except KeyboardInterrupt:
         return _fail("interrupted; nothing more was saved", EXIT_INTERRUPTED)
-    except MemoryError:
-        return _fail("out of memory; use a smaller --batch-size or --seq-len, or --method qgalore")
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return _fail(
+            "out of memory; use a smaller --batch-size or --seq-len, --gradient-checkpointing, or qgalore"
+        )
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}; check the path and the disk")

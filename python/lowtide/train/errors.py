@@ -44,6 +44,15 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0].rstrip(". ") if text else type(error).__name__
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is Python's or torch's way to say that an allocation failed."""
+    return (
+        isinstance(error, MemoryError)
+        or "can't allocate memory" in str(error)
+        or "out of memory" in str(error)
+    )
+
+
 def output_error(path: str | os.PathLike[str], error: BaseException) -> OutputError:
     """Turn a failed write under the output directory into a sentence with the remedy."""
     code = error.errno if isinstance(error, OSError) else None

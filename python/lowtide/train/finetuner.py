@@ -15,8 +15,8 @@ import numpy as np
 from lowtide.train import checkpoint, loader, process, text
 from lowtide.train.batches import BatchOrder, Windows, split, validation_batches
 from lowtide.train.config import FinetuneConfig
-from lowtide.train.errors import CheckpointError, DivergedError, first_line
-from lowtide.train.methods import Updater, prepare_model, restore_model
+from lowtide.train.errors import CheckpointError, DivergedError, ModelError, first_line, out_of_memory
+from lowtide.train.methods import METHODS, Updater, prepare_model, restore_model
 from lowtide.train.metrics import MetricsWriter, read_metrics, truncate_metrics
 from lowtide.train.plot import check_plot, plot_run
 from lowtide.train.progress import Progress
@@ -122,6 +122,7 @@ class _Run:
             loader.checkpoint_activations(self.model)
         self.updater: Any = Updater(self.model, config)
         self.step = 0
+        self.ran = False
         self.last_saved: int | None = None
         self.say = say
         if resume:
@@ -257,7 +258,16 @@ class _Run:
         import torch
 
         ids = torch.from_numpy(batch)
-        loss: torch.Tensor = self.model(input_ids=ids, labels=ids, use_cache=False).loss
+        try:
+            loss: torch.Tensor = self.model(input_ids=ids, labels=ids, use_cache=False).loss
+        except (RuntimeError, TypeError) as error:
+            if self.ran or METHODS[self.config.method].weights == "float32" or out_of_memory(error):
+                raise
+            raise ModelError(
+                f"{self.config.method} packs the weights of linear layers and {type(self.model).__name__} reads one "
+                f"itself ({first_line(error)}); use a method with dense weights, e.g. --method galore8bit"
+            ) from error
+        self.ran = True
         return loss
 
     def _validate(self) -> float:

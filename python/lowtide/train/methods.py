@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from lowtide.train.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +62,35 @@ def prepare_model(model: Any, method: str) -> None:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and (module is head or not module.weight.requires_grad)
     ]
+    check_linear(model, method)
     lowtide.quant.quantize_model_(model, weights=weights, group=WEIGHT_GROUP, skip=dense)
+
+
+def inner_weights(model: Any) -> list[str]:
+    """Names of the linear weights that low-rank methods project: all that train but the output head's."""
+    from torch import nn
+
+    import lowtide.quant
+
+    head = model.get_output_embeddings()
+    return [
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if module is not head
+        and (
+            (isinstance(module, nn.Linear) and module.weight.requires_grad)
+            or (isinstance(module, lowtide.quant.Linear) and module.weight.quant.trainable)
+        )
+    ]
+
+
+def check_linear(model: Any, method: str) -> None:
+    """Refuse a low-rank or packed method for a model that has no linear layer to use it on. Raises ModelError."""
+    if not inner_weights(model):
+        raise ModelError(
+            f"{method} works on linear layers and {type(model).__name__} has none that train "
+            "(GPT-2 keeps its own kind); use --method adamw or adamw8bit"
+        )
 
 
 def restore_model(model: nn.Module) -> None:
@@ -86,8 +117,14 @@ class Updater:
         method = METHODS[config.method]
         kind = getattr(lowtide.optim, method.optimizer)
         if method.low_rank:
+            check_linear(model, config.method)
             params: Any = lowtide.optim.param_groups(
-                model, rank=config.rank, update_proj_gap=config.update_proj_gap, scale=config.scale
+                model,
+                rank=config.rank,
+                update_proj_gap=config.update_proj_gap,
+                scale=config.scale,
+                # As the papers count: without the output head, whether or not it is tied to the embedding.
+                target=[f"^{re.escape(name)}$" for name in inner_weights(model)],
             )
         else:
             params = [p for p in model.parameters() if p.requires_grad]
