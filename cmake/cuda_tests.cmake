@@ -47,69 +47,102 @@ function(lowtide_ptx variable source)
   endforeach()
 endfunction()
 
-# lowtide_cuda_program(name flavour stem sources...): a test program on the emulator.
-function(lowtide_cuda_program name flavour stem)
-  add_executable(${name} $<TARGET_OBJECTS:cuda_${stem}_test> ${ARGN})
-  target_compile_options(${name} PRIVATE ${LOWTIDE_SANITIZE_${flavour}} -fno-omit-frame-pointer)
+# Translated kernels as objects: name_<flavour>, the newer PTX in the plain one only.
+function(lowtide_ptx_objects name cu)
+  lowtide_ptx(_ptx ${cu} ${ARGN})
+  foreach(flavour plain tsan asan)
+    add_library(${name}_${flavour} OBJECT ${_ptx_80})
+    if(flavour STREQUAL plain)
+      target_sources(${name}_${flavour} PRIVATE ${_ptx_100})
+    endif()
+    target_compile_options(${name}_${flavour} PRIVATE ${LOWTIDE_SANITIZE_${flavour}} -fno-omit-frame-pointer)
+    target_link_libraries(${name}_${flavour} PRIVATE lowtide_flags lowtide_emu_${flavour})
+  endforeach()
+endfunction()
+
+# lowtide_cuda_program(name flavour objects...): links host objects and translated kernels to the emulator.
+function(lowtide_cuda_program name flavour)
+  add_executable(${name})
+  foreach(objects ${ARGN})
+    target_sources(${name} PRIVATE $<TARGET_OBJECTS:${objects}>)
+  endforeach()
+  set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX)
   target_link_options(${name} PRIVATE ${LOWTIDE_SANITIZE_${flavour}})
-  target_link_libraries(${name} PRIVATE lowtide lowtide_cuda lowtide_emu_${flavour} GTest::gtest_main)
+  target_link_libraries(${name} PRIVATE lowtide lowtide_cuda lowtide_emu_${flavour})
+endfunction()
+
+# The host side of a program is compiled once: instrumenting it costs more than all kernels and tests nothing of them.
+function(lowtide_cuda_host name source)
+  add_library(${name} OBJECT ${source})
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests/cuda ${PROJECT_SOURCE_DIR}/tests/cpp)
+  target_include_directories(${name} SYSTEM PRIVATE ${LOWTIDE_CUDA_HOME}/include)
+  target_compile_options(${name} PRIVATE -O1)
+  target_link_libraries(${name} PRIVATE lowtide GTest::gtest_main)
+endfunction()
+
+function(lowtide_cuda_ctest name environment)
+  add_test(NAME ${name} COMMAND ${ARGN})
+  set_tests_properties(${name} PROPERTIES LABELS cuda ENVIRONMENT "${environment}")
 endfunction()
 
 set(LOWTIDE_SANITIZER_ENV "TSAN_OPTIONS=halt_on_error=1" "ASAN_OPTIONS=detect_stack_use_after_return=0")
 
-# Shared sources (base/*.cu) ride along with every stem, compiled once per flavour.
-lowtide_ptx(_base ${PROJECT_SOURCE_DIR}/csrc/base/reduce.cu)
-foreach(flavour plain tsan asan)
-  set(_sources ${_base_80})
-  if(flavour STREQUAL plain)
-    list(APPEND _sources ${_base_100})
-  endif()
-  add_library(lowtide_cuda_base_${flavour} OBJECT ${_sources})
-  target_compile_options(lowtide_cuda_base_${flavour} PRIVATE ${LOWTIDE_SANITIZE_${flavour}} -fno-omit-frame-pointer)
-  target_link_libraries(lowtide_cuda_base_${flavour} PRIVATE lowtide_flags lowtide_emu_${flavour})
-endforeach()
-
+# base/*.cu rides along with every stem.
+lowtide_ptx_objects(cuda_base_kernels ${PROJECT_SOURCE_DIR}/csrc/base/reduce.cu)
+set(_all_kernels cuda_base_kernels_plain)
 foreach(kernel ${LOWTIDE_CUDA_STEMS})
   if(kernel MATCHES "^base/")
     continue()
   endif()
   cmake_path(GET kernel FILENAME stem)
-  # The host side of a test is compiled once: instrumenting it costs more than all kernels and tests nothing of them.
-  add_library(cuda_${stem}_test OBJECT ${PROJECT_SOURCE_DIR}/tests/cuda/${kernel}_test.cc)
-  target_include_directories(cuda_${stem}_test PRIVATE ${PROJECT_SOURCE_DIR}/tests/cuda ${PROJECT_SOURCE_DIR}/tests/cpp)
-  target_include_directories(cuda_${stem}_test SYSTEM PRIVATE ${LOWTIDE_CUDA_HOME}/include)
-  target_compile_options(cuda_${stem}_test PRIVATE -O1)
-  target_link_libraries(cuda_${stem}_test PRIVATE lowtide GTest::gtest_main)
-  lowtide_ptx(_kernel ${PROJECT_SOURCE_DIR}/csrc/${kernel}.cu)
-  lowtide_cuda_program(cuda_${stem} plain ${stem} ${_kernel_80} ${_kernel_100} $<TARGET_OBJECTS:lowtide_cuda_base_plain>)
+  lowtide_ptx_objects(cuda_${stem}_kernels ${PROJECT_SOURCE_DIR}/csrc/${kernel}.cu)
+  list(APPEND _all_kernels cuda_${stem}_kernels_plain)
+  lowtide_cuda_host(cuda_${stem}_test ${PROJECT_SOURCE_DIR}/tests/cuda/${kernel}_test.cc)
+  foreach(flavour plain tsan asan)
+    lowtide_cuda_program(cuda_${stem}_${flavour} ${flavour} cuda_${stem}_test cuda_${stem}_kernels_${flavour}
+      cuda_base_kernels_${flavour})
+    target_link_libraries(cuda_${stem}_${flavour} PRIVATE GTest::gtest_main)
+  endforeach()
   foreach(arch ${LOWTIDE_PTX_ARCHS})
     foreach(order forward reverse random)
-      add_test(NAME cuda.${stem}.${order}.compute_${arch} COMMAND cuda_${stem})
-      set_tests_properties(cuda.${stem}.${order}.compute_${arch} PROPERTIES
-        ENVIRONMENT "LT_EMU_ORDER=${order};LT_EMU_ARCH=${arch}" LABELS cuda)
+      lowtide_cuda_ctest(cuda.${stem}.${order}.compute_${arch} "LT_EMU_ORDER=${order};LT_EMU_ARCH=${arch}"
+        cuda_${stem}_plain)
     endforeach()
   endforeach()
   foreach(flavour tsan asan)
-    lowtide_cuda_program(cuda_${stem}_${flavour} ${flavour} ${stem} ${_kernel_80}
-      $<TARGET_OBJECTS:lowtide_cuda_base_${flavour}>)
-    add_test(NAME cuda.${stem}.${flavour} COMMAND cuda_${stem}_${flavour})
-    set_tests_properties(cuda.${stem}.${flavour} PROPERTIES ENVIRONMENT "LT_EMU_ORDER=random;LT_CUDA_SIZES=small;${LOWTIDE_SANITIZER_ENV}" LABELS cuda)
+    lowtide_cuda_ctest(cuda.${stem}.${flavour} "LT_EMU_ORDER=random;LT_CUDA_SIZES=small;${LOWTIDE_SANITIZER_ENV}"
+      cuda_${stem}_${flavour})
   endforeach()
 endforeach()
 
+# Bytes moved over bytes that must move, kernel by kernel.
+lowtide_cuda_host(cuda_traffic_main ${PROJECT_SOURCE_DIR}/tests/cuda/traffic/main.cc)
+lowtide_cuda_program(cuda_traffic plain cuda_traffic_main ${_all_kernels})
+lowtide_cuda_ctest(cuda.traffic "" ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/cuda/traffic/check_traffic.py
+  $<TARGET_FILE:cuda_traffic>)
+
 # The net itself: kernels and host code with seeded bugs, which the builds together must catch.
 set(_bugs ${PROJECT_SOURCE_DIR}/tests/cuda/seeded/bugs.cu)
-lowtide_nvcc(${CMAKE_BINARY_DIR}/cuda/seeded_bugs.o ${_bugs} ${CMAKE_BINARY_DIR}/cuda/seeded_bugs.txt
-  -I${PROJECT_SOURCE_DIR}/tests/cuda -arch=compute_80 -code=compute_80 -c)
-set_source_files_properties(${CMAKE_BINARY_DIR}/cuda/seeded_bugs.o PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
-lowtide_ptx(_seeded ${_bugs} -I${PROJECT_SOURCE_DIR}/tests/cuda)
+set(_bugs_object ${CMAKE_BINARY_DIR}/cuda/seeded_bugs.o)
+lowtide_nvcc(${_bugs_object} ${_bugs} ${_bugs_object}.txt -I${PROJECT_SOURCE_DIR}/tests/cuda -arch=compute_80
+  -code=compute_80 -c)
+set_source_files_properties(${_bugs_object} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
+lowtide_ptx_objects(cuda_seeded_kernels ${_bugs} -I${PROJECT_SOURCE_DIR}/tests/cuda)
+lowtide_cuda_host(cuda_seeded_main ${PROJECT_SOURCE_DIR}/tests/cuda/seeded/main.cc)
+set(_programs)
 foreach(flavour plain tsan asan)
-  add_executable(cuda_seeded_${flavour} tests/cuda/seeded/main.cc ${CMAKE_BINARY_DIR}/cuda/seeded_bugs.o ${_seeded_80})
-  target_include_directories(cuda_seeded_${flavour} PRIVATE ${PROJECT_SOURCE_DIR}/tests/cuda)
-  target_compile_options(cuda_seeded_${flavour} PRIVATE ${LOWTIDE_SANITIZE_${flavour}} -fno-omit-frame-pointer)
-  target_link_options(cuda_seeded_${flavour} PRIVATE ${LOWTIDE_SANITIZE_${flavour}})
-  target_link_libraries(cuda_seeded_${flavour} PRIVATE lowtide_flags lowtide_emu_${flavour})
+  lowtide_cuda_program(cuda_seeded_${flavour} ${flavour} cuda_seeded_main cuda_seeded_kernels_${flavour})
+  target_sources(cuda_seeded_${flavour} PRIVATE ${_bugs_object})
+  list(APPEND _programs ${flavour}=$<TARGET_FILE:cuda_seeded_${flavour}>)
 endforeach()
-add_test(NAME cuda.seeded_bugs COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/cuda/seeded/check_net.py
-  plain=$<TARGET_FILE:cuda_seeded_plain> tsan=$<TARGET_FILE:cuda_seeded_tsan> asan=$<TARGET_FILE:cuda_seeded_asan>)
-set_tests_properties(cuda.seeded_bugs PROPERTIES LABELS cuda)
+lowtide_cuda_ctest(cuda.seeded_bugs "" ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/cuda/seeded/check_net.py ${_programs})
+
+# What is known without running anything: registers, spills, occupancy, vector accesses, against budgets.
+set(_ptx_files)
+foreach(kernel ${LOWTIDE_CUDA_STEMS})
+  string(REPLACE "/" "_" _name ${kernel})
+  list(APPEND _ptx_files ${CMAKE_BINARY_DIR}/cuda/csrc_${_name}_cu_80.ptx)
+endforeach()
+lowtide_cuda_ctest(cuda.static_report "" ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/cuda/static_report.py
+  --budgets ${PROJECT_SOURCE_DIR}/tests/cuda/budgets.json --output ${CMAKE_BINARY_DIR}/static_report.json
+  --ptx ${_ptx_files} --ptxas ${LOWTIDE_CUDA_LOGS})

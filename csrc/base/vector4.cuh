@@ -47,9 +47,19 @@ __device__ __forceinline__ uint32_t load4(const uint8_t* p, int live, bool vecto
   return word;
 }
 
+// To global memory, write-back as any store. Written as an assignment, nvcc takes the vector apart
+// and merges its elements with those of the other branch, and machine code with four narrow stores
+// is what is left.
+__device__ __forceinline__ void store_vector(float* p, float4 v) {
+  __stwb(reinterpret_cast<float4*>(p), v);
+}
+__device__ __forceinline__ void store_vector(uint16_t* p, uint2 v) {
+  __stwb(reinterpret_cast<uint2*>(p), v);
+}
+
 __device__ __forceinline__ void store4(float* p, int live, bool vectors, const float x[4]) {
   if (vectors && live == 4) {
-    *reinterpret_cast<float4*>(p) = make_float4(x[0], x[1], x[2], x[3]);
+    store_vector(p, make_float4(x[0], x[1], x[2], x[3]));
   } else {
 #pragma unroll
     for (int j = 0; j < 4; ++j)
@@ -58,8 +68,8 @@ __device__ __forceinline__ void store4(float* p, int live, bool vectors, const f
 }
 __device__ __forceinline__ void store4(uint16_t* p, int live, bool vectors, const uint16_t x[4]) {
   if (vectors && live == 4) {
-    *reinterpret_cast<uint2*>(p) = make_uint2(static_cast<uint32_t>(x[1]) << 16 | x[0],
-                                              static_cast<uint32_t>(x[3]) << 16 | x[2]);
+    store_vector(p, make_uint2(static_cast<uint32_t>(x[1]) << 16 | x[0],
+                               static_cast<uint32_t>(x[3]) << 16 | x[2]));
   } else {
 #pragma unroll
     for (int j = 0; j < 4; ++j)

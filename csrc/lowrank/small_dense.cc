@@ -12,7 +12,6 @@ namespace lowtide::lowrank {
 namespace {
 
 constexpr auto kTables = LT_TABLES(SmallDenseTable, small_dense);
-constexpr int64_t kPartialDoubles = int64_t{1} << 21;  // 16 MiB of partial sums at most
 
 }  // namespace
 
@@ -37,10 +36,8 @@ void gram(double* g, const float* y, int64_t rows, int64_t depth) {
     std::fill(g, g + rows * rows, 0.0);
     return;
   }
-  const int64_t padded = (rows + kGramPad - 1) / kGramPad * kGramPad;
-  const int64_t most = std::clamp<int64_t>(kPartialDoubles / (padded * padded), 1, 8);
-  const int64_t chunks = std::clamp<int64_t>(depth / 256, 1, most);
-  const int64_t step = ((depth + chunks - 1) / chunks + kGramDepth - 1) / kGramDepth * kGramDepth;
+  const GramPlan plan = gram_plan(rows, depth);
+  const int64_t padded = plan.padded, chunks = plan.chunks, step = plan.step;
   const auto& table = kTables.get();
   std::vector<double> part(static_cast<size_t>(chunks * padded * padded));
   std::vector<double> work(static_cast<size_t>(chunks * padded * kGramDepth));

@@ -3,14 +3,11 @@
 #pragma once
 #include "base/hd.h"
 #include "base/isa.h"
+#include "lowrank/gram_plan.h"
 #include "lowrank/small_dense.h"
 
 namespace lowtide::lowrank {
 
-// Rows and columns of a Gram matrix under construction are padded to this.
-constexpr int64_t kGramPad = 16;
-// Columns of y that a chunk transposes at a time: 144 rows of them fill most of L1 as doubles.
-constexpr int64_t kGramDepth = 32;
 constexpr int kDotLanes = 16;
 
 LT_HD double fold_lanes(double* lane) {

@@ -7,6 +7,7 @@
 // rows and columns are vectors. Every element of C is one chain of fma over k = 0, 1, ...: no split
 // of the depth, no tensor cores, no order to choose.
 #include "base/launch.cuh"
+#include "base/vector4.cuh"
 #include "quant/matmul_cuda.h"
 
 namespace lowtide::quant::cuda {
@@ -152,7 +153,7 @@ __global__ void __launch_bounds__(kMatmulThreads, 5)
       if (i >= a.size || j >= b.size) continue;
       float* out = c + i * b.size + j;
       if (c_vectors) {
-        *reinterpret_cast<float4*>(out) = make_float4(acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
+        store_vector(out, make_float4(acc[r][0], acc[r][1], acc[r][2], acc[r][3]));
       } else {
 #pragma unroll
         for (int e = 0; e < 4; ++e)

@@ -8,6 +8,7 @@
 // takes a tile of 64 words = 2048 elements, a lane moves 4 neighbours (16 bytes) at a time.
 #include "base/launch.cuh"
 #include "base/reduce_order.h"
+#include "base/vector4.cuh"
 #include "random/stream_cuda.h"
 
 namespace lowtide::random::cuda {
@@ -36,9 +37,7 @@ struct Words {
 struct Sample {
   float* out;
   __device__ __forceinline__ void operator()(int64_t i, float z) const { out[i] = z; }
-  __device__ __forceinline__ void four(int64_t i, float4 z) const {
-    *reinterpret_cast<float4*>(out + i) = z;
-  }
+  __device__ __forceinline__ void four(int64_t i, float4 z) const { store_vector(out + i, z); }
 };
 struct AddScaled {
   float* x;
@@ -46,9 +45,8 @@ struct AddScaled {
   __device__ __forceinline__ float one(float v, float z) const { return v + scale * z; }
   __device__ __forceinline__ void operator()(int64_t i, float z) const { x[i] = one(x[i], z); }
   __device__ __forceinline__ void four(int64_t i, float4 z) const {
-    float4* p = reinterpret_cast<float4*>(x + i);
-    const float4 v = *p;
-    *p = make_float4(one(v.x, z.x), one(v.y, z.y), one(v.z, z.z), one(v.w, z.w));
+    const float4 v = *reinterpret_cast<const float4*>(x + i);
+    store_vector(x + i, make_float4(one(v.x, z.x), one(v.y, z.y), one(v.z, z.z), one(v.w, z.w)));
   }
 };
 struct Product {  // for dot: into shared memory

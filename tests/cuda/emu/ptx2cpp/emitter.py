@@ -195,6 +195,8 @@ class Emitter:
         out.append(
             f"const Range kShared{index}[] = {{" + ", ".join(f"{{{a}, {b}}}" for a, b in ranges) + "};"
         )
+        sizes = ", ".join(str(p.size) for p in self.entry.params) or "0"
+        out.append(f"const unsigned kParams{index}[] = {{{sizes}}};")
         out.append(f"void Kernel{index}([[maybe_unused]] void** args) {{")
         out.append(f"  [[maybe_unused]] const Site* const kSites = kSites{index};")
         out += [f"  alignas({max(v.align, 16)}) unsigned char v_{v.name}[{v.size}];" for v in self.locals]

@@ -38,7 +38,7 @@ def translate_module(text: str) -> tuple[str, list[str]]:
         window = -(-e.window // 16) * 16
         table.append(
             f'    {{"{entry.name}", {module.arch}, Kernel{i}, {entry.max_threads}, {e.static_shared}, {window}, '
-            f"kShared{i}, {len(e.shared_ranges)}, kVariables, kVariableCount}},"
+            f"kShared{i}, {len(e.shared_ranges)}, kVariables, kVariableCount, kParams{i}, {len(entry.params)}}},"
         )
     out += ["const Kernel kKernels[] = {", *table, "};"]
     out.append(

@@ -50,6 +50,8 @@ struct Kernel {
   unsigned shared_variable_count;
   const Range* module_variables;  // addresses of __device__ / __constant__ variables of the module
   unsigned module_variable_count;
+  const unsigned* param_bytes;
+  unsigned param_count;
 };
 
 struct LaunchShape {

@@ -53,6 +53,15 @@ bool InGlobal(uint64_t address, unsigned bytes) {
                   bytes);
 }
 
+bool InParams(uint64_t address, unsigned bytes) {
+  for (unsigned i = 0; i < machine.kernel->param_count; ++i) {
+    const Range param = {reinterpret_cast<uint64_t>(machine.args[i]),
+                         machine.kernel->param_bytes[i]};
+    if (InRanges(&param, 1, address, bytes)) return true;
+  }
+  return false;
+}
+
 bool InWindow(uint64_t address) {
   const uint64_t base = reinterpret_cast<uint64_t>(machine.shared);
   return base != 0 && address >= base && address < base + machine.shared_bytes;
@@ -125,7 +134,8 @@ bool DeviceMemory::Contains(uint64_t address, size_t bytes) {
 size_t DeviceMemory::LiveBytes() { return live_bytes; }
 
 char* CheckedAddress(Space space, uint64_t address, unsigned bytes, const Site& site) {
-  if (address % bytes != 0) Fail("misaligned access", &site);
+  // Parameters lie where the host compiler put the caller's copies: only their offsets are aligned.
+  if (space != Space::kParam && address % bytes != 0) Fail("misaligned access", &site);
   switch (space) {
     case Space::kShared:
       if (!InShared(address, bytes)) Fail("shared access outside its variable", &site);
@@ -144,15 +154,15 @@ char* CheckedAddress(Space space, uint64_t address, unsigned bytes, const Site& 
         Fail("local access outside the stack", &site);
       break;
     case Space::kParam:
-      break;  // the address of a parameter, which the translator let through only for whole
-              // parameters
+      if (!InParams(address, bytes)) Fail("access outside the kernel's parameters", &site);
+      break;
     case Space::kGeneric:
       if (InWindow(address)) {
         if (!InShared(address - reinterpret_cast<uint64_t>(machine.shared), bytes)) {
           Fail("shared access outside its variable", &site);
         }
       } else if (!machine.current->fiber->OwnsAddress(address, bytes) &&
-                 !InGlobal(address, bytes)) {
+                 !InParams(address, bytes) && !InGlobal(address, bytes)) {
         Fail("generic access outside device allocations", &site);
       }
       break;

@@ -28,6 +28,8 @@ struct Request {
 
 using SiteKey = std::pair<std::string, const Site*>;  // kernel name, instruction
 std::map<SiteKey, Totals> totals;
+std::map<std::string, uint64_t>
+    block_sectors;  // kernel name: distinct sectors read + written, block by block
 std::map<std::pair<unsigned, const Site*>, unsigned> executions;  // (thread, site) in this block
 std::map<std::tuple<unsigned, const Site*, unsigned>, Request>
     in_flight;  // (warp, site, n-th execution)
@@ -57,6 +59,10 @@ void WriteReport() {
                  static_cast<unsigned long long>(t.ideal_sectors),
                  static_cast<unsigned long long>(t.bank_passes));
   }
+  for (const auto& [kernel, sectors] : block_sectors) {
+    std::fprintf(f, "{\"kernel\":\"%s\",\"block_sectors\":%llu}\n", kernel.c_str(),
+                 static_cast<unsigned long long>(sectors));
+  }
   std::fclose(f);
 }
 
@@ -79,6 +85,8 @@ void ProfileAccess(Space space, uint64_t address, unsigned bytes, const Site& si
 }
 
 void ProfileEndBlock() {
+  std::vector<uint64_t> read,
+      written;  // by this block: what a cache that holds its working set would still move
   for (auto& [key, request] : in_flight) {
     Totals& t = totals[{machine.kernel->name, std::get<1>(key)}];
     std::vector<uint64_t> sectors;
@@ -97,10 +105,14 @@ void ProfileEndBlock() {
       for (auto& words : banks) passes = std::max(passes, CountDistinct(words));
       t.bank_passes += passes;
     } else {
+      const bool store = std::get<1>(key)->opcode[0] == 's';
+      (store ? written : read)
+          .insert((store ? written : read).end(), sectors.begin(), sectors.end());
       t.sectors += CountDistinct(sectors);
       t.ideal_sectors += (bytes + 31) / 32;
     }
   }
+  block_sectors[machine.kernel->name] += CountDistinct(read) + CountDistinct(written);
   in_flight.clear();
   executions.clear();
 }

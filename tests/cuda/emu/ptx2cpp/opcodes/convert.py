@@ -82,6 +82,6 @@ def _to_shared(e: Emitter, i: Instruction, m: re.Match[str]) -> None:
     e.assign(i.operands[0], f"{e.value(i.operands[1], 'u64')} - reinterpret_cast<uint64_t>(machine.shared)")
 
 
-@opcode(r"cvta(?:\.to)?\.(?:global|local|const)\.u64", 2)
+@opcode(r"cvta(?:\.to)?\.(?:global|local|const|param)\.u64", 2)
 def _same(e: Emitter, i: Instruction, m: re.Match[str]) -> None:
     e.assign(i.operands[0], e.value(i.operands[1], "u64"))

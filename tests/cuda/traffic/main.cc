@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs every memory-bound kernel once on whole, aligned arrays and prints the bytes that it must
+// move: "KERNEL BYTES" lines, summed over the configurations of a kernel. With LT_EMU_PROFILE the
+// emulator writes what did move; check_traffic.py compares.
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "optim/adamw_cuda.h"
+#include "optim/apply_update_cuda.h"
+#include "quant/dynamic_map_cuda.h"
+#include "quant/group_codec_cuda.h"
+#include "quant/requant_cuda.h"
+#include "random/stream_cuda.h"
+
+namespace {
+
+using namespace lowtide;
+
+constexpr int64_t kN = 1 << 16;
+
+template <class T>
+T* filled(int64_t n, T value) {
+  const std::vector<T> host(static_cast<size_t>(n), value);
+  void* p = nullptr;
+  cudaMalloc(&p, host.size() * sizeof(T));
+  cudaMemcpy(p, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice);
+  return static_cast<T*>(p);
+}
+
+bool failed = false;
+
+void ran(const char* kernel, int64_t bytes, int error) {
+  std::printf("%s %lld\n", kernel, static_cast<long long>(bytes));
+  if (error != 0) std::printf("ERROR %d\n", error);
+  failed = failed || error != 0;
+}
+
+void streams() {
+  float* x = filled(kN, 0.5f);
+  double* out = filled(1, 0.0);
+  double* scratch = filled(random::cuda::dot_scratch(kN), 0.0);
+  const random::Stream s{.seed = 1};
+  ran("random::stream_words", 4 * kN,
+      random::cuda::words(reinterpret_cast<uint32_t*>(x), kN, 0, s, nullptr));
+  using random::Dist;
+  const std::pair<Dist, const char*> dists[] = {{Dist::gaussian, "random::stream_gaussian"},
+                                                {Dist::rademacher, "random::stream_rademacher"}};
+  for (const auto& [dist, name] : dists) {
+    const std::string kernel(name);
+    ran((kernel + "<Sample>").c_str(), 4 * kN, random::cuda::sample(x, kN, 0, s, dist, nullptr));
+    ran((kernel + "<AddScaled>").c_str(), 8 * kN,
+        random::cuda::add_scaled(x, 0.1f, kN, 0, s, dist, nullptr));
+    ran(dist == Dist::gaussian ? "random::stream_dot<1>" : "random::stream_dot<0>", 4 * kN,
+        random::cuda::dot(out, x, kN, 0, s, dist, scratch, nullptr));
+  }
+}
+
+void codecs() {
+  float* x = filled(kN, 0.5f);
+  uint16_t* h = filled(kN, uint16_t{0x3f00});
+  uint8_t* codes = filled(kN, uint8_t{0});
+  float* scale = filled(kN / 256, 0.01f);
+  uint8_t* zero = filled(kN / 256, uint8_t{7});
+  int64_t* counter = filled(1, int64_t{0});
+  for (int bits : {8, 4}) {
+    const quant::GroupShape shape{16, kN / 16, 256, bits};
+    const quant::GroupMatrix q{codes, scale, bits == 4 ? zero : nullptr, shape};
+    const int64_t packed = kN * bits / 8 + kN / 256 * (bits == 4 ? 5 : 4);
+    const quant::QuantizeOptions options{.rounding = quant::Rounding::stochastic};
+    using quant::FloatType;
+    ran("quant::quantize_groups", 4 * kN + packed,
+        quant::cuda::quantize_groups(x, FloatType::f32, q, options, counter, nullptr));
+    ran("quant::quantize_groups", 2 * kN + packed,
+        quant::cuda::quantize_groups(h, FloatType::bf16, q, options, counter, nullptr));
+    const quant::ConstGroupMatrix in{codes, scale, q.zero, shape};
+    ran("quant::dequantize_groups", 4 * kN + packed,
+        quant::cuda::dequantize_groups(in, x, FloatType::f32, nullptr));
+    ran("quant::dequantize_groups", 2 * kN + packed,
+        quant::cuda::dequantize_groups(in, h, FloatType::bf16, nullptr));
+    ran("quant::requant_add_sr", 4 * kN + packed + kN * bits / 8,
+        quant::cuda::requant_add_sr(q, x, {.alpha = 1e-4}, counter, nullptr));
+  }
+  ran("quant::count_nonfinite", 4 * kN,
+      quant::cuda::count_nonfinite(x, quant::FloatType::f32, kN, counter, nullptr));
+  ran("quant::quantize_dynamic", 5 * kN + kN / 64,
+      quant::cuda::quantize_dynamic(codes, scale, x, kN, true, counter, nullptr));
+  ran("quant::dequantize_dynamic", 5 * kN + kN / 64,
+      quant::cuda::dequantize_dynamic(x, codes, scale, kN, true, nullptr));
+}
+
+void steps() {
+  using namespace optim;
+  void* p = filled(kN, 0.5f);
+  void* g = filled(kN, 0.1f);
+  int64_t* counter = filled(1, int64_t{0});
+  AdamTensor t;
+  t.n = kN, t.p = p, t.g = g;
+  t.m = filled(kN, 0.0f), t.v = filled(kN, 0.0f);
+  const AdamRule rule = make_adam_rule(1e-3, 1, 1e-8, 0.9, 0.999, 1, 1);
+  ran("optim::adamw_blocks", 28 * kN, optim::cuda::adamw({t}, rule, 1, 1, counter, nullptr));
+  t.m = t.v = nullptr;
+  t.m_codes = filled(kN, uint8_t{127}), t.v_codes = filled(kN, uint8_t{0});
+  t.m_absmax = filled(kN / 256, 0.0f), t.v_absmax = filled(kN / 256, 0.0f);
+  ran("optim::adamw_blocks", 16 * kN + kN / 16,
+      optim::cuda::adamw({t}, rule, 1, 1, counter, nullptr));
+  t.weight_store = WeightStore::bf16_stochastic, t.g_dtype = Dtype::bf16;
+  ran("optim::adamw_blocks", 10 * kN + kN / 16,
+      optim::cuda::adamw({t}, rule, 1, 1, counter, nullptr));
+  UpdateTensor u;
+  u.n = kN, u.p = p, u.u = static_cast<const float*>(g);
+  const UpdateRule update = make_update_rule(1, 1, 1);
+  ran("optim::apply_update", 12 * kN, optim::cuda::apply_update({u}, update, 1, 1, nullptr));
+  u.weight_store = WeightStore::bf16_stochastic;
+  ran("optim::apply_update", 8 * kN, optim::cuda::apply_update({u}, update, 1, 1, nullptr));
+}
+
+}  // namespace
+
+int main() {
+  streams();
+  codecs();
+  steps();
+  return failed ? 1 : 0;
+}
