@@ -18,11 +18,14 @@ _LAZY = {
     "Linear": "_linear",
     "QuantWeight": "_weight",
     "is_quant_weight": "_weight",
+    "load_model": "_file",
     "model_bytes": "_model",
     "quantize_model_": "_model",
+    "save_model": "_file",
 }
 
 if TYPE_CHECKING:
+    from lowtide.quant._file import load_model, save_model
     from lowtide.quant._linear import Linear
     from lowtide.quant._model import model_bytes, quantize_model_
     from lowtide.quant._weight import QuantWeight, is_quant_weight
@@ -33,9 +36,11 @@ __all__ = [
     "Quantized",
     "dequantize",
     "is_quant_weight",
+    "load_model",
     "model_bytes",
     "quantize",
     "quantize_model_",
+    "save_model",
 ]
 
 

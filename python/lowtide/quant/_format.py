@@ -11,6 +11,8 @@ from lowtide._arrays import check_uint
 from lowtide.errors import LowtideValueError
 
 SCHEMES = ("symmetric", "asymmetric")
+#: Schemes of `Linear` weights.
+LINEAR_SCHEMES = SCHEMES
 ROUNDINGS = ("nearest", "stochastic")
 #: What to do about non-finite elements: refuse the call, or count them as 0 (and report how many).
 NONFINITE = ("raise", "skip")
