@@ -195,8 +195,8 @@ def test_a_model_that_reads_packed_weights_itself(
     capsys.readouterr()
     assert main(flags(settings(mamba, data, tmp_path / "run", method="qgalore"))) == 2
     sentence = capsys.readouterr().err.splitlines()[-1]  # transformers writes of kernels it lacks
-    assert "MambaForCausalLM reads one itself" in sentence
-    assert "galore8bit" in sentence
+    assert "MambaForCausalLM reads the weight of a linear layer itself" in sentence
+    assert "use --weights fp32" in sentence
 
 
 def test_out_of_memory(

@@ -23,13 +23,17 @@ def finetune(model: Path, data: Path, out: Path, **changes: Any) -> dict[str, An
     return Finetuner(FinetuneConfig(**settings(model, data, out, **changes))).run()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "weights"), [*((m, "auto") for m in METHODS), ("adamw8bit", "int8"), ("qgalore", "fp32")]
+)
 def test_every_method_learns_and_says_what_it_did(
-    method: str, model: Path, data: Path, tmp_path: Path
+    method: str, weights: str, model: Path, data: Path, tmp_path: Path
 ) -> None:
     seen: list[dict[str, Any]] = []
     config = FinetuneConfig(
-        **settings(model, data, tmp_path / "run", method=method, steps=30, lr=1e-2, scale=1.0)
+        **settings(
+            model, data, tmp_path / "run", method=method, weights=weights, steps=30, lr=1e-2, scale=1.0
+        )
     )
     summary = Finetuner(config, on_step=seen.append).run()
     assert summary["status"] == "finished"

@@ -18,15 +18,26 @@ from .helpers import METHODS, make_model, settings
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "weights"), [*((m, "auto") for m in METHODS), ("adamw8bit", "int8"), ("qgalore", "fp32")]
+)
 def test_counted_before_equals_counted_in_the_run(
-    method: str, tied: bool, model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str,
+    weights: str,
+    tied: bool,
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     if not tied:
         model = make_model(tmp_path / "untied", tied=False)
-    assert main(["memory", str(model), "--method", method, "--rank", "8", "--json"]) == 0
+    held = [] if weights == "auto" else ["--weights", weights]
+    assert main(["memory", str(model), "--method", method, *held, "--rank", "8", "--json"]) == 0
     (before,) = json.loads(capsys.readouterr().out)
-    config = FinetuneConfig(**settings(model, data, tmp_path / "run", method=method, rank=8, steps=2))
+    config = FinetuneConfig(
+        **settings(model, data, tmp_path / "run", method=method, weights=weights, rank=8, steps=2)
+    )
     run = Finetuner(config).run()
     assert before["parameters"] == run["total"]
     buffers = sum(b.nbytes for b in load_model(model).buffers())  # rotary frequencies: no parameters

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from lowtide.train.config import FinetuneConfig
-from lowtide.train.methods import METHODS
+from lowtide.train.methods import METHODS, WEIGHTS
 from lowtide.train.progress import human_bytes
 from lowtide.train.schedule import SCHEDULES
 
@@ -62,6 +62,8 @@ def add_parser(commands: Any) -> None:
 
     group = parser.add_argument_group("method")
     option("method", "training method", choices=sorted(METHODS))
+    option("weights", "how linear weights are held while they train; int8: in groups of 256, updated with stochastic rounding "
+           "(auto: int8 for qgalore, else fp32)", choices=("auto", *WEIGHTS))  # fmt: skip
     option("lr", "peak learning rate (default: the method's, above)", type=float, metavar="X")
     option("rank", "rank of low-rank methods", type=int, metavar="R")
     option("update_proj_gap", "steps between refreshes of the subspace", type=int, metavar="T")

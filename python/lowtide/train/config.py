@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lowtide.train.errors import ConfigError
-from lowtide.train.methods import METHODS
+from lowtide.train.methods import METHODS, WEIGHTS
 from lowtide.train.schedule import SCHEDULES
 
 # What a resumed run may set anew: it changes how the run is watched and kept, not one number of it.
@@ -36,7 +36,7 @@ class FinetuneConfig:
     """Settings of a fine-tuning run. Construction raises `ConfigError` naming the first wrong setting.
 
     `model` is a local directory that transformers loads as a causal language model, `data` a .txt, .md or .jsonl
-    file, `out` the run's own directory. `lr=None` takes the method's default. `rank`, `update_proj_gap` and
+    file, `out` the run's own directory. `lr=None` and `weights="auto"` take the method's default. `rank`, `update_proj_gap` and
     `scale` matter to low-rank methods only; `scale` (GaLore's alpha) is 4 and not pre-training's 0.25 because embeddings
     and norms train at full rank with the same rate. `freeze` is a regular expression searched in parameter names: those
     parameters are not trained. `release_memory` makes malloc hand freed blocks back at once, for the whole process
@@ -47,6 +47,7 @@ class FinetuneConfig:
     data: str
     out: str
     method: str = "qgalore"
+    weights: str = "auto"
     lr: float | None = None
     rank: int = 128
     update_proj_gap: int = 200
@@ -83,6 +84,7 @@ class FinetuneConfig:
             object.__setattr__(self, name, str(Path(value).expanduser()) if value else value)
             self._require(bool(value), name, "a path", "give one")
         self._one_of("method", sorted(METHODS))
+        self._one_of("weights", ("auto", *WEIGHTS))
         self._one_of("schedule", SCHEDULES)
         self._one_of("progress", ("auto", "on", "off"))
         self._one_of("in_backward", ("auto", "on", "off"))
@@ -136,6 +138,11 @@ class FinetuneConfig:
     def peak_lr(self) -> float:
         """The learning rate after warm-up."""
         return METHODS[self.method].lr if self.lr is None else self.lr
+
+    @property
+    def weight_store(self) -> str:
+        """How linear weights are held: the method's way unless set."""
+        return METHODS[self.method].weights if self.weights == "auto" else self.weights
 
     @property
     def warmup_steps(self) -> int:

@@ -16,7 +16,7 @@ from lowtide.train import checkpoint, loader, process, text
 from lowtide.train.batches import BatchOrder, Windows, split, validation_batches
 from lowtide.train.config import FinetuneConfig
 from lowtide.train.errors import CheckpointError, DivergedError, ModelError, first_line, out_of_memory
-from lowtide.train.methods import METHODS, Updater, prepare_model, restore_model
+from lowtide.train.methods import Updater, prepare_model, restore_model
 from lowtide.train.metrics import MetricsWriter, read_metrics, truncate_metrics
 from lowtide.train.plot import check_plot, plot_run
 from lowtide.train.progress import Progress
@@ -117,7 +117,7 @@ class _Run:
         self.model: Any = loader.load_model(source)
         loader.check_fit(self.model, seq_len=config.seq_len, largest_token=int(tokens.max()))
         self.trained, self.total = loader.freeze(self.model, config.freeze)
-        prepare_model(self.model, config.method)
+        prepare_model(self.model, config)
         if config.gradient_checkpointing:
             loader.checkpoint_activations(self.model)
         self.updater: Any = Updater(self.model, config)
@@ -261,11 +261,11 @@ class _Run:
         try:
             loss: torch.Tensor = self.model(input_ids=ids, labels=ids, use_cache=False).loss
         except (RuntimeError, TypeError) as error:
-            if self.ran or METHODS[self.config.method].weights == "float32" or out_of_memory(error):
+            if self.ran or self.config.weight_store == "fp32" or out_of_memory(error):
                 raise
             raise ModelError(
-                f"{self.config.method} packs the weights of linear layers and {type(self.model).__name__} reads one "
-                f"itself ({first_line(error)}); use a method with dense weights, e.g. --method galore8bit"
+                f"INT8 weights are packed and {type(self.model).__name__} reads the weight of a linear layer itself "
+                f"({first_line(error)}); use --weights fp32"
             ) from error
         self.ran = True
         return loss

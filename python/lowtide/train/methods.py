@@ -24,9 +24,11 @@ class Method:
     about: str
     lr: float
     low_rank: bool = False
-    weights: str = "float32"
+    weights: str = "fp32"
     in_backward: bool = False
 
+
+WEIGHTS = ("fp32", "int8")
 
 METHODS: Mapping[str, Method] = {
     "adamw": Method("AdamW", "AdamW with fp32 states (the reference)", lr=1e-4),
@@ -44,13 +46,12 @@ METHODS: Mapping[str, Method] = {
 WEIGHT_GROUP = 256
 
 
-def prepare_model(model: Any, method: str) -> None:
-    """Put the linear layers of `model` into the weight store of `method`, in place.
+def prepare_model(model: Any, config: FinetuneConfig) -> None:
+    """Put the linear layers of `model` into the weight store of the run, in place.
 
     Frozen layers and the output head stay as they are: the one must not change, the other is often the embedding.
     """
-    weights = METHODS[method].weights
-    if weights == "float32":
+    if config.weight_store == "fp32":
         return
     from torch import nn
 
@@ -62,8 +63,8 @@ def prepare_model(model: Any, method: str) -> None:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and (module is head or not module.weight.requires_grad)
     ]
-    check_linear(model, method)
-    lowtide.quant.quantize_model_(model, weights=weights, group=WEIGHT_GROUP, skip=dense)
+    check_linear(model, config.method)
+    lowtide.quant.quantize_model_(model, weights=config.weight_store, group=WEIGHT_GROUP, skip=dense)
 
 
 def inner_weights(model: Any) -> list[str]:
@@ -113,6 +114,7 @@ class Updater:
 
     def __init__(self, model: nn.Module, config: FinetuneConfig) -> None:
         import lowtide.optim
+        import lowtide.quant
 
         method = METHODS[config.method]
         kind = getattr(lowtide.optim, method.optimizer)
@@ -127,7 +129,8 @@ class Updater:
                 target=[f"^{re.escape(name)}$" for name in inner_weights(model)],
             )
         else:
-            params = [p for p in model.parameters() if p.requires_grad]
+            packed = lowtide.quant.is_quant_weight
+            params = [p for p in model.parameters() if (p.quant.trainable if packed(p) else p.requires_grad)]
         optimizer = kind(
             params,
             lr=config.peak_lr,
