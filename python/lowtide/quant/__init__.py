@@ -23,8 +23,10 @@ _LAZY = {
     "quantize_model_": "_model",
     "save_model": "_file",
 }
+_MODULES = ("qat",)
 
 if TYPE_CHECKING:
+    from lowtide.quant import qat as qat
     from lowtide.quant._file import load_model, save_model
     from lowtide.quant._linear import Linear
     from lowtide.quant._model import model_bytes, quantize_model_
@@ -38,6 +40,7 @@ __all__ = [
     "is_quant_weight",
     "load_model",
     "model_bytes",
+    "qat",
     "quantize",
     "quantize_model_",
     "save_model",
@@ -45,10 +48,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"lowtide.quant.{name}")
     if name in _LAZY:
         return getattr(importlib.import_module(f"lowtide.quant.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'lowtide.quant' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_MODULES})
