@@ -71,16 +71,26 @@ constexpr Tiles<2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12> kWideTiles;
 // Panels of kWide columns, each depth x kWide; the last is kLanes wide if that is enough.
 LT_SIMD int64_t panel_width(int64_t j, int64_t cols) { return cols - j > kLanes ? kWide : kLanes; }
 
+// Where element (row, column) of a packed block goes, and how far its rows are apart there: panels
+// of columns, or all columns in one (mask 0). One type for both operands, one copy of the packers.
+struct Packed {
+  float* packed;
+  int64_t mask, depth, stride, tail, tail_stride;
+  float* at(int64_t r, int64_t c) const {
+    const int64_t first = c & mask;
+    return packed + first * depth + r * step(c) + (c - first);
+  }
+  int64_t step(int64_t c) const { return (c & mask) == tail ? tail_stride : stride; }
+};
+
 void pack_a_simd(const Product& p, const Block& b, float* packed) {
-  pack(p.a, p.ta, b.i0, b.rows, b.k0, b.depth,
-       [&](int64_t i, int64_t k) { return packed + i * kDepthStride + k; });
+  pack(p.a, p.ta, b.i0, b.rows, b.k0, b.depth, Packed{packed, 0, 0, kDepthStride, -1, 0});
 }
 
 void pack_b_simd(const Product& p, const Block& b, float* packed) {
-  pack(p.b, p.tb, b.k0, b.depth, b.j0, b.cols, [&](int64_t k, int64_t j) {
-    const int64_t first = j & ~(kWide - 1);
-    return packed + first * b.depth + k * panel_width(first, b.cols) + (j - first);
-  });
+  const int64_t tail = (b.cols - 1) & ~(kWide - 1);
+  pack(p.b, p.tb, b.k0, b.depth, b.j0, b.cols,
+       Packed{packed, ~(kWide - 1), b.depth, kWide, tail, panel_width(tail, b.cols)});
 }
 
 void multiply_simd(const Product& p, const Block& b, const float* a, const float* bp) {

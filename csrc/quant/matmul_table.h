@@ -21,6 +21,8 @@ constexpr int64_t kDepthStride = kDepth + 16;
 constexpr int64_t kHeld = 512;
 constexpr int64_t kPassRows = 112;  // eight full strips of 14
 constexpr int64_t kPassCols = 128;
+// With few rows a panel is used once or twice: it should not leave L1.
+constexpr int64_t kPassFew = 32;
 // Sizes of blocks of A and B stay multiples of this, so that vectors of codes never straddle a
 // group.
 constexpr int64_t kUnit = 16;

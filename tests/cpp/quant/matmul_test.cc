@@ -126,6 +126,15 @@ TEST(Matmul, BlocksAreResumedExactly) {
   expect_same(540, 541, 2, f, true, q8, false);
 }
 
+// A narrow side is held over 32 depths at a time.
+TEST(Matmul, NarrowProductsOfGreatDepth) {
+  const Kind f{Store::f32, false}, q8{Store::int8, false}, q4{Store::int4, true};
+  expect_same(1, 35, 8500, f, false, q4, true);
+  expect_same(35, 3, 8500, q8, false, f, true);
+  expect_same(16, 33, 600, f, false, f, false);
+  expect_same(33, 17, 600, f, true, q8, true);
+}
+
 TEST(Matmul, ManyThreadsShareOneProduct) {
   const Stored a(Store::f32, false, 257, 64, 1), b(Store::int8, false, 200, 64, 2);
   same_everywhere([&] { return digest(product(a.op, false, b.op, true)); });
