@@ -26,6 +26,10 @@ constexpr float kTiny = 0x1p-100f;
 // Weight of the previous basis in a warm step, relative to the largest row: directions that the new
 // gradient lacks stay where they were instead of becoming noise.
 constexpr double kKeep = 1e-6;
+// A subspace that overlaps less than this with the previous one gets a second iteration: after one,
+// gradients of consecutive batches (overlap 0.5) were seen at 0.985 of the best energy, after two
+// at 0.996. Slow drifts (0.9) are at 0.999 after one.
+constexpr double kMoved = 0.75;
 
 enum class Range { good, zero_or_tiny, not_finite };
 
@@ -136,29 +140,50 @@ bool polar(Floats& w, int64_t r) {
   return false;
 }
 
-// y: rows that span the new subspace; becomes the orthonormal basis of it closest to prev.
-void align(Floats& y, int64_t r, int64_t d, const float* prev) {
+// A basis y of the new subspace on its way to the orthonormal one closest to prev.
+struct Turn {
+  Floats fix;  // r x r: fix y has orthonormal rows
+  Floats w;    // r x r: prev (fix y)', the cosines between the two bases
+};
+
+// Conditions y and compares it with prev. Returns the mean squared cosine of the angles between the
+// two subspaces: 1 if nothing moved.
+double compare(Floats& y, int64_t r, int64_t d, const float* prev, Turn& turn) {
   condition(y, r, d);
-  std::vector<double> g(static_cast<size_t>(r * r)), fix(g.size());
+  std::vector<double> g(static_cast<size_t>(r * r)), inverse(g.size());
   gram(g.data(), y.data(), r, d);
-  if (!cholesky_inverse(g.data(), r, fix.data())) {
+  if (!cholesky_inverse(g.data(), r, inverse.data())) {
     orthonormalize_householder(y.data(), r, d);
-    std::fill(fix.begin(), fix.end(), 0.0);
-    for (int64_t i = 0; i < r; ++i) fix[static_cast<size_t>(i * r + i)] = 1.0;
+    std::fill(inverse.begin(), inverse.end(), 0.0);
+    for (int64_t i = 0; i < r; ++i) inverse[static_cast<size_t>(i * r + i)] = 1.0;
   }
-  // Orthonormal rows fix y; Procrustes: polar(prev y' fix') fix y.
-  Floats t(g.size()), w(g.size()), small(g.size());
-  for (size_t i = 0; i < small.size(); ++i) small[i] = static_cast<float>(fix[i]);
+  Floats t(g.size());
+  turn.fix.resize(g.size());
+  turn.w.resize(g.size());
+  for (size_t i = 0; i < g.size(); ++i) turn.fix[i] = static_cast<float>(inverse[i]);
   matmul(t.data(), dense(prev, r, d), false, dense(y.data(), r, d), true);
-  matmul(w.data(), dense(t.data(), r, r), false, dense(small.data(), r, r), true);
-  Floats q(y.size());
-  if (polar(w, r)) {
-    matmul(t.data(), dense(w.data(), r, r), false, dense(small.data(), r, r), false);
-    matmul(q.data(), dense(t.data(), r, r), false, dense(y.data(), r, d), false);
-  } else {
-    matmul(q.data(), dense(small.data(), r, r), false, dense(y.data(), r, d), false);
-  }
+  matmul(turn.w.data(), dense(t.data(), r, r), false, dense(turn.fix.data(), r, r), true);
+  double square = 0;
+  for (float v : turn.w) square += static_cast<double>(v) * v;
+  return square / static_cast<double>(r);
+}
+
+// Orthogonal Procrustes: y = polar(w) fix y. Without a polar factor (a direction of prev that is
+// orthogonal to all of the new ones) the rows stay orthonormal and unaligned.
+void align(Floats& y, int64_t r, int64_t d, Turn& turn) {
+  Floats q(y.size()), t(turn.w.size());
+  const bool aligned = polar(turn.w, r);
+  if (aligned)
+    matmul(t.data(), dense(turn.w.data(), r, r), false, dense(turn.fix.data(), r, r), false);
+  matmul(q.data(), dense((aligned ? t : turn.fix).data(), r, r), false, dense(y.data(), r, d),
+         false);
   y.swap(q);
+}
+
+void align(Floats& y, int64_t r, int64_t d, const float* prev) {
+  Turn turn;
+  compare(y, r, d, prev, turn);
+  align(y, r, d, turn);
 }
 
 double largest_row(const Floats& y, int64_t rows, int64_t cols) {
@@ -177,21 +202,26 @@ double largest_row(const Floats& y, int64_t rows, int64_t cols) {
 }
 
 bool warm(Floats& q, const Matrix& x, int64_t r, const float* prev) {
-  const Floats start(prev, prev + r * x.d());
-  Floats z = x.times(start, r, true);
-  if (range_of(z) != Range::good) return false;
-  // One power of two for all rows keeps (G'G + keep) prev what it is.
-  int exponent = 0;
-  std::frexp(
-      bits_float(static_cast<uint32_t>(largest_bits(z.data(), static_cast<int64_t>(z.size())))),
-      &exponent);
-  const float unit = std::ldexp(1.0f, std::clamp(-exponent, -100, 100));
-  for (float& v : z) v *= unit;
-  q = x.times(z, r, false);
-  if (range_of(q) != Range::good) return false;
-  const float keep = static_cast<float>(kKeep * largest_row(q, r, x.d()));
-  for (size_t i = 0; i < q.size(); ++i) q[i] += keep * start[i];
-  align(q, r, x.d(), prev);
+  Floats start(prev, prev + r * x.d());
+  Turn turn;
+  for (int round = 0;; ++round) {
+    Floats z = x.times(start, r, true);
+    if (range_of(z) != Range::good) return false;
+    // One power of two for all rows keeps (G'G + keep) prev what it is.
+    int exponent = 0;
+    std::frexp(
+        bits_float(static_cast<uint32_t>(largest_bits(z.data(), static_cast<int64_t>(z.size())))),
+        &exponent);
+    const float unit = std::ldexp(1.0f, std::clamp(-exponent, -100, 100));
+    for (float& v : z) v *= unit;
+    q = x.times(z, r, false);
+    if (range_of(q) != Range::good) return false;
+    const float keep = static_cast<float>(kKeep * largest_row(q, r, x.d()));
+    for (size_t i = 0; i < q.size(); ++i) q[i] += keep * start[i];
+    if (compare(q, r, x.d(), prev, turn) >= kMoved || round == 1) break;
+    start = q;
+  }
+  align(q, r, x.d(), turn);
   return true;
 }
 

@@ -34,9 +34,10 @@ struct RangeFinder {
 void find_range(float* q, const quant::Operand& g, Side side, const RangeFinder& how,
                 const random::Stream& stream);
 
-// One subspace iteration from `prev` (basis_rows x basis_cols, roughly orthonormal; may be q), then
-// the orthonormal basis of the new subspace that is closest to prev (orthogonal Procrustes): row i
-// keeps its meaning and its sign, so that moments held in the old basis stay valid.
+// One subspace iteration from `prev` (basis_rows x basis_cols, roughly orthonormal; may be q), two
+// if the subspace moved far, then the orthonormal basis of the new subspace that is closest to prev
+// (orthogonal Procrustes): row i keeps its meaning and its sign, so that moments held in the old
+// basis stay valid.
 void track_range(float* q, const quant::Operand& g, Side side, const RangeFinder& how,
                  const float* prev, const random::Stream& stream);
 
