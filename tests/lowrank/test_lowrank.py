@@ -186,3 +186,24 @@ def test_numpy_surface_never_imports_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# 2048 x 16384 in INT4: 16 MiB of codes, 128 MiB if they were ever expanded to float32.
+def test_a_packed_basis_is_never_expanded() -> None:
+    code = """
+import resource, numpy as np, lowtide as lt
+r, d = 2048, 16384
+codes = np.full((r, d // 2), 0x59, np.uint8)
+q = lt.lowrank.Packed(codes, np.full((r, d // 256), 0.01, np.float32), None, 4, 256, (r, d))
+small = lt.lowrank.Packed(codes[:32], q.scale[:32], None, 4, 256, (32, d))
+G = lt.random.sample((8, d), seed=1)
+R = lt.lowrank.project(G, small, 'right')  # touches the workspace of every thread
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+R = lt.lowrank.project(G, q, 'right')
+back = lt.lowrank.project_back(R, q, 'right')
+left = lt.lowrank.project(np.ascontiguousarray(G.T), q, 'left')
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(grown)
+"""
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(out.stdout) < 24 * 1024  # KiB: the results themselves and at most a MiB a thread
