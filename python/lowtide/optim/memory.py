@@ -61,6 +61,7 @@ class MemoryReport:
 class _Param:
     shape: tuple[int, ...]
     low_rank: bool
+    head: bool = False  # the output head, where it is not tied
 
     @property
     def numel(self) -> int:
@@ -73,7 +74,7 @@ class _Param:
 def _llama(hidden: int, inter: int, layers: int, vocab: int, kv: int, q: int, tied: bool) -> Iterator[_Param]:
     yield _Param((vocab, hidden), False)
     if not tied:
-        yield _Param((vocab, hidden), False)
+        yield _Param((vocab, hidden), False, head=True)
     yield _Param((hidden,), False)
     for _ in range(layers):
         yield _Param((q, hidden), True)
@@ -167,8 +168,9 @@ def memory(
         rank: of the subspace, clamped per matrix.
         weights: ``"fp32"``, ``"bf16"`` or ``"int8"`` (linear weights only, the rest fp32). Default: int8 for qgalore, else fp32.
         in_backward: gradients freed as they arrive: only the largest is counted.
-        convention: ``"lowtide"``: what the optimizers of this library allocate. ``"paper"``: as the GaLore papers estimate:
-            weights, moments and bases in bf16 (8-bit methods: 1 byte a code, INT4 half), scales and gradients not counted.
+        convention: ``"lowtide"``: what the optimizers of this library allocate. ``"paper"``: as the GaLore papers seem to
+            estimate: everything in bf16 but INT8 weights, INT4 bases and the moments of 8-bit methods (Q-GaLore's, which its
+            code holds in 8 bits, count as bf16), the output head projected too, scales and gradients not counted.
 
     Raises:
         LowtideValueError: unknown method, rank < 1, or an unreadable config.
@@ -190,6 +192,7 @@ def memory(
     largest = 0
     params = _params(model)
     for p in params:
+        project = low_rank and (p.low_rank or (paper and p.head))
         rows, cols = (p.shape[0], p.numel // p.shape[0]) if len(p.shape) > 1 else (1, p.numel)
         packed = weights == "int8" and p.low_rank
         count["weights"] += (
@@ -199,7 +202,7 @@ def memory(
         count["gradients"] += grad
         largest = max(largest, grad)
         moment = p.numel
-        if low_rank and p.low_rank:
+        if project:
             short, long = min(rows, cols), max(rows, cols)
             r = min(rank, short)
             moment = r * long
@@ -208,7 +211,7 @@ def memory(
             else:
                 count["basis"] += r * short * (2 if paper else 4)
         if paper:
-            count["states"] += 2 * moment * (1 if int8_states else 2)
+            count["states"] += 2 * moment * (1 if int8_states and method != "qgalore" else 2)
         elif int8_states and moment >= MIN_8BIT:
             count["states"] += 2 * (moment + 4 * _ceil(moment, GROUP))
         else:
