@@ -5,7 +5,8 @@ find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)
 if(LOWTIDE_PYTHON)
   find_package(pybind11 3 CONFIG REQUIRED)
   file(GLOB _core_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/pybind/*.cc)
-  pybind11_add_module(_core MODULE ${_core_sources})
+  # Without pybind11's LTO: the module is thin and linking took longer than compiling.
+  pybind11_add_module(_core MODULE NO_EXTRAS ${_core_sources})
   target_link_libraries(_core PRIVATE lowtide)
   target_compile_definitions(_core PRIVATE LOWTIDE_VERSION="${PROJECT_VERSION}"
     LOWTIDE_COMPILER="${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}"
