@@ -19,10 +19,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from lowtide._files import sync_directory, sync_file
 from lowtide.errors import LowtideImportError, LowtideRuntimeError, LowtideTypeError, LowtideValueError
 from lowtide.quant._format import LINEAR_SCHEMES, check_format, choice
 from lowtide.quant._linear import Linear
-from lowtide.train.files import sync_directory, sync_file
 
 FORMAT = "lowtide-model"
 VERSION = 1

@@ -26,8 +26,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from lowtide._files import sha256_file, sync_directory, sync_file
 from lowtide.train.errors import CheckpointError, OutputError, first_line, output_error
-from lowtide.train.files import sha256_file, sync_directory, sync_file
 from lowtide.train.tree import flatten, unflatten
 
 FORMAT = "lowtide-checkpoint"

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowtide._files import sha256_file, sync_directory, sync_file
 from lowtide.train import process
 from lowtide.train.errors import ConfigError, ModelError, first_line, missing_package, output_error
-from lowtide.train.files import sha256_file, sync_directory, sync_file
 
 if TYPE_CHECKING:
     import torch

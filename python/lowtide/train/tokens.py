@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lowtide._files import sha256_file
 from lowtide.train import text
 from lowtide.train.errors import DataError, ModelError, first_line, missing_package, output_error
-from lowtide.train.files import atomic_path, sha256_file
+from lowtide.train.files import atomic_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
