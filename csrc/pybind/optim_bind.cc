@@ -6,13 +6,13 @@
 
 #include "base/error.h"
 #include "bindings.h"
-#include "optim/adamw.h"
 #include "optim/apply_update.h"
+#include "optim/fused_step.h"
 
 namespace lowtide::bind {
 namespace {
 
-using optim::AdamTensor;
+using optim::StepTensor;
 using optim::WeightStore;
 using F32List = std::vector<Array<float>>;
 using U8List = std::vector<Array<uint8_t>>;
@@ -49,11 +49,11 @@ WeightStore weight_store(const py::array& p, bool stochastic) {
 
 void* writable(py::array& a) { return a.mutable_data(); }
 
-std::vector<AdamTensor> weights(AnyList& ps, const AnyList& gs, bool stochastic,
+std::vector<StepTensor> weights(AnyList& ps, const AnyList& gs, bool stochastic,
                                 const std::vector<uint32_t>& params) {
   check_length(gs.size(), ps.size(), "gs");
   check_length(params.size(), ps.size(), "params");
-  std::vector<AdamTensor> list(ps.size());
+  std::vector<StepTensor> list(ps.size());
   std::vector<const void*> at;
   for (size_t i = 0; i < ps.size(); ++i) {
     check_size(gs[i].size(), ps[i].size(), "gs");
@@ -69,12 +69,12 @@ std::vector<AdamTensor> weights(AnyList& ps, const AnyList& gs, bool stochastic,
   return list;
 }
 
-std::vector<AdamTensor> directions(F32List& rs) {
-  std::vector<AdamTensor> list(rs.size());
+std::vector<StepTensor> directions(F32List& rs) {
+  std::vector<StepTensor> list(rs.size());
   std::vector<const void*> at;
   for (size_t i = 0; i < rs.size(); ++i) {
     list[i].n = rs[i].size();
-    list[i].target = optim::AdamTarget::direction;
+    list[i].target = optim::StepTarget::direction;
     list[i].g = out(rs[i]);
     if (list[i].n > 0) at.push_back(list[i].g);
   }
@@ -88,7 +88,7 @@ T* state(Array<T>& a, int64_t n, const char* name) {
   return out(a);
 }
 
-void f32_states(std::vector<AdamTensor>& list, F32List& ms, F32List& vs) {
+void f32_states(std::vector<StepTensor>& list, F32List& ms, F32List& vs) {
   check_length(ms.size(), list.size(), "ms");
   check_length(vs.size(), list.size(), "vs");
   for (size_t i = 0; i < list.size(); ++i) {
@@ -97,14 +97,15 @@ void f32_states(std::vector<AdamTensor>& list, F32List& ms, F32List& vs) {
   }
 }
 
-void dynamic_states(std::vector<AdamTensor>& list, U8List& m_codes, F32List& m_absmax,
+void dynamic_states(std::vector<StepTensor>& list, U8List& m_codes, F32List& m_absmax,
                     U8List& v_codes, F32List& v_absmax) {
   check_length(m_codes.size(), list.size(), "m_codes");
   check_length(m_absmax.size(), list.size(), "m_absmax");
   check_length(v_codes.size(), list.size(), "v_codes");
   check_length(v_absmax.size(), list.size(), "v_absmax");
   for (size_t i = 0; i < list.size(); ++i) {
-    const int64_t blocks = (list[i].n + optim::kAdamBlock - 1) / optim::kAdamBlock;
+    const int64_t blocks = (list[i].n + optim::kStepBlock - 1) / optim::kStepBlock;
+    list[i].states = optim::StateKind::dynamic8;
     list[i].m_codes = state(m_codes[i], list[i].n, "m_codes");
     list[i].m_absmax = state(m_absmax[i], blocks, "m_absmax");
     list[i].v_codes = state(v_codes[i], list[i].n, "v_codes");
@@ -112,10 +113,10 @@ void dynamic_states(std::vector<AdamTensor>& list, U8List& m_codes, F32List& m_a
   }
 }
 
-int64_t run(const std::vector<AdamTensor>& list, const optim::AdamRule& rule, uint64_t seed,
+int64_t run(const std::vector<StepTensor>& list, const optim::StepRule& rule, uint64_t seed,
             uint64_t step) {
   py::gil_scoped_release nogil;
-  return optim::adamw(list, rule, seed, step);
+  return optim::fused_step(list, rule, seed, step);
 }
 
 }  // namespace

@@ -3,15 +3,17 @@
 // changed.
 #include <algorithm>
 
-#include "optim/adamw.h"
 #include "optim/apply_update.h"
+#include "optim/fused_step.h"
+#include "quant/group_format.h"
 #include "torch/common.h"
 
 namespace lowtide::torch_ops {
 namespace {
 
-using optim::AdamTarget;
-using optim::AdamTensor;
+using optim::StateKind;
+using optim::StepTarget;
+using optim::StepTensor;
 using optim::WeightStore;
 using List = std::vector<Tensor>;
 
@@ -48,7 +50,7 @@ void no_repeats(const List& tensors, const char* name) {
                   " lists the same tensor twice");
 }
 
-void set_weights(std::vector<AdamTensor>& list, const List& ps, const List& gs, bool stochastic,
+void set_weights(std::vector<StepTensor>& list, const List& ps, const List& gs, bool stochastic,
                  const std::vector<int64_t>& params) {
   same_length(ps, gs, "gs");
   STD_TORCH_CHECK(ps.size() == params.size(), "lowtide: params must list ", ps.size(), " ids, got ",
@@ -56,7 +58,7 @@ void set_weights(std::vector<AdamTensor>& list, const List& ps, const List& gs, 
   no_repeats(ps, "ps");
   list.resize(ps.size());
   for (size_t i = 0; i < ps.size(); ++i) {
-    AdamTensor& t = list[i];
+    StepTensor& t = list[i];
     t.n = ps[i].numel();
     same_numel(gs[i], t.n, "gs");
     t.param = static_cast<uint32_t>(params[i]);
@@ -67,97 +69,91 @@ void set_weights(std::vector<AdamTensor>& list, const List& ps, const List& gs, 
   }
 }
 
-void set_directions(std::vector<AdamTensor>& list, const List& rs) {
+void set_directions(std::vector<StepTensor>& list, const List& rs) {
   no_repeats(rs, "rs");
   list.resize(rs.size());
   for (size_t i = 0; i < rs.size(); ++i) {
     list[i].n = rs[i].numel();
-    list[i].target = AdamTarget::direction;
+    list[i].target = StepTarget::direction;
     list[i].g = f32(rs[i], "rs");
   }
 }
 
-void set_f32_states(std::vector<AdamTensor>& list, const List& ms, const List& vs) {
-  STD_TORCH_CHECK(ms.size() == list.size() && vs.size() == list.size(),
-                  "lowtide: ms and vs must list ", list.size(), " tensors each");
-  no_repeats(ms, "ms");
-  no_repeats(vs, "vs");
-  for (size_t i = 0; i < list.size(); ++i) {
-    same_numel(ms[i], list[i].n, "ms");
-    same_numel(vs[i], list[i].n, "vs");
-    list[i].m = f32(ms[i], "ms");
-    list[i].v = f32(vs[i], "vs");
-  }
+StateKind state_kind(int64_t bits) {
+  STD_TORCH_CHECK(bits == 32 || bits == 8 || bits == 4, "lowtide: bits must be 32, 8 or 4, got ",
+                  bits);
+  return bits == 32 ? StateKind::f32 : bits == 8 ? StateKind::dynamic8 : StateKind::dynamic4;
 }
 
-void set_dynamic_states(std::vector<AdamTensor>& list, const List& m_codes, const List& m_absmax,
-                        const List& v_codes, const List& v_absmax) {
-  for (const List* l : {&m_codes, &m_absmax, &v_codes, &v_absmax})
-    STD_TORCH_CHECK(l->size() == list.size(),
-                    "lowtide: m_codes, m_absmax, v_codes and v_absmax must list ", list.size(),
-                    " tensors each");
-  no_repeats(m_codes, "m_codes");
-  no_repeats(v_codes, "v_codes");
-  for (size_t i = 0; i < list.size(); ++i) {
-    const int64_t n = list[i].n, blocks = (n + optim::kAdamBlock - 1) / optim::kAdamBlock;
-    same_numel(m_codes[i], n, "m_codes");
-    same_numel(v_codes[i], n, "v_codes");
-    same_numel(m_absmax[i], blocks, "m_absmax");
-    same_numel(v_absmax[i], blocks, "v_absmax");
-    list[i].m_codes = u8(m_codes[i], "m_codes");
-    list[i].v_codes = u8(v_codes[i], "v_codes");
-    list[i].m_absmax = f32(m_absmax[i], "m_absmax");
-    list[i].v_absmax = f32(v_absmax[i], "v_absmax");
-  }
-}
+// The moments of a whole list: float32 tensors, or codes and absmax; vs are empty for rules without
+// a second moment.
+struct States {
+  const List &ms, &vs, &m_absmax, &v_absmax;
+  int64_t bits;
 
-Tensor run(const List& like, const std::vector<AdamTensor>& list, const optim::AdamRule& rule,
+  void set(std::vector<StepTensor>& list, const optim::StepRule& rule) const {
+    const StateKind kind = state_kind(bits);
+    const size_t n = list.size(), second = optim::has_second_moment(rule.kind) ? n : 0;
+    const bool coded = kind != StateKind::f32;
+    length(ms, n, "ms"), length(vs, second, "vs");
+    length(m_absmax, coded ? n : 0, "m_absmax"), length(v_absmax, coded ? second : 0, "v_absmax");
+    no_repeats(ms, "ms"), no_repeats(vs, "vs");
+    no_repeats(m_absmax, "m_absmax"), no_repeats(v_absmax, "v_absmax");
+    for (size_t i = 0; i < n; ++i) {
+      StepTensor& t = list[i];
+      t.states = kind;
+      one(ms, m_absmax, i, t.n, t.m, t.m_codes, t.m_absmax, "ms", "m_absmax");
+      if (second != 0) one(vs, v_absmax, i, t.n, t.v, t.v_codes, t.v_absmax, "vs", "v_absmax");
+    }
+  }
+
+ private:
+  static void length(const List& l, size_t n, const char* name) {
+    STD_TORCH_CHECK(l.size() == n, "lowtide: ", name, " must list ", n, " tensors, got ", l.size());
+  }
+  void one(const List& moments, const List& absmax, size_t i, int64_t n, float*& plain,
+           uint8_t*& codes, float*& scale, const char* name, const char* scale_name) const {
+    if (bits == 32) {
+      same_numel(moments[i], n, name);
+      plain = f32(moments[i], name);
+      return;
+    }
+    const int64_t block = optim::state_block(state_kind(bits));
+    same_numel(moments[i], bits == 8 ? n : quant::int4_bytes(n), name);
+    same_numel(absmax[i], (n + block - 1) / block, scale_name);
+    codes = u8(moments[i], name);
+    scale = f32(absmax[i], scale_name);
+  }
+};
+
+Tensor run(const List& like, const std::vector<StepTensor>& list, const optim::StepRule& rule,
            int64_t seed, int64_t step) {
   STD_TORCH_CHECK(!like.empty(), "lowtide: the list of tensors is empty");
   Tensor skipped = torch::stable::new_empty(like[0], {}, ScalarType::Long);
   *static_cast<int64_t*>(skipped.mutable_data_ptr()) =
-      optim::adamw(list, rule, static_cast<uint64_t>(seed), static_cast<uint64_t>(step));
+      optim::fused_step(list, rule, static_cast<uint64_t>(seed), static_cast<uint64_t>(step));
   return skipped;
 }
 
-Tensor adamw(const List& ps, const List& gs, const List& ms, const List& vs, double a, double s,
-             double eps, double beta1, double beta2, double decay_before, double decay_after,
-             bool stochastic, int64_t seed, int64_t step, const std::vector<int64_t>& params) {
-  const auto rule = optim::make_adam_rule(a, s, eps, beta1, beta2, decay_before, decay_after);
-  std::vector<AdamTensor> list;
+Tensor fused_step(const List& ps, const List& gs, const List& ms, const List& vs,
+                  const List& m_absmax, const List& v_absmax, int64_t rule, int64_t bits,
+                  const std::vector<double>& scalars, bool stochastic, int64_t seed, int64_t step,
+                  const std::vector<int64_t>& params) {
+  const auto made = optim::make_rule(rule, scalars);
+  std::vector<StepTensor> list;
   set_weights(list, ps, gs, stochastic, params);
-  set_f32_states(list, ms, vs);
-  return run(ps, list, rule, seed, step);
+  States{ms, vs, m_absmax, v_absmax, bits}.set(list, made);
+  return run(ps, list, made, seed, step);
 }
 
-Tensor adamw8(const List& ps, const List& gs, const List& m_codes, const List& m_absmax,
-              const List& v_codes, const List& v_absmax, double a, double s, double eps,
-              double beta1, double beta2, double decay_before, double decay_after, bool stochastic,
-              int64_t seed, int64_t step, const std::vector<int64_t>& params) {
-  const auto rule = optim::make_adam_rule(a, s, eps, beta1, beta2, decay_before, decay_after);
-  std::vector<AdamTensor> list;
-  set_weights(list, ps, gs, stochastic, params);
-  set_dynamic_states(list, m_codes, m_absmax, v_codes, v_absmax);
-  return run(ps, list, rule, seed, step);
-}
-
-Tensor adam_direction(const List& rs, const List& ms, const List& vs, double a, double s,
-                      double eps, double beta1, double beta2) {
-  const auto rule = optim::make_adam_rule(a, s, eps, beta1, beta2, 1.0, 1.0);
-  std::vector<AdamTensor> list;
+Tensor fused_direction(const List& rs, const List& ms, const List& vs, const List& m_absmax,
+                       const List& v_absmax, int64_t rule, int64_t bits,
+                       const std::vector<double>& scalars) {
+  const auto made = optim::make_rule(rule, scalars);
+  std::vector<StepTensor> list;
   set_directions(list, rs);
-  set_f32_states(list, ms, vs);
-  return run(rs, list, rule, 0, 0);
-}
-
-Tensor adam8_direction(const List& rs, const List& m_codes, const List& m_absmax,
-                       const List& v_codes, const List& v_absmax, double a, double s, double eps,
-                       double beta1, double beta2) {
-  const auto rule = optim::make_adam_rule(a, s, eps, beta1, beta2, 1.0, 1.0);
-  std::vector<AdamTensor> list;
-  set_directions(list, rs);
-  set_dynamic_states(list, m_codes, m_absmax, v_codes, v_absmax);
-  return run(rs, list, rule, 0, 0);
+  States{ms, vs, m_absmax, v_absmax, bits}.set(list, made);
+  return run(rs, list, made, 0, 0);
 }
 
 void apply_update(const List& ps, const List& us, double alpha, double decay_before,
@@ -183,32 +179,22 @@ void apply_update(const List& ps, const List& us, double alpha, double decay_bef
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lowtide, m) {
+  // rule: optim::RuleKind; scalars: the arguments of its make_*_rule; bits of a moment: 32, 8 or 4.
   m.def(
-      "adamw_(Tensor(a!)[] ps, Tensor[] gs, Tensor(b!)[] ms, Tensor(c!)[] vs, float a, float s, "
-      "float eps, float beta1, float beta2, float decay_before, float decay_after, bool "
-      "stochastic, int seed, int step, int[] params) -> Tensor");
+      "fused_step_(Tensor(a!)[] ps, Tensor[] gs, Tensor(b!)[] ms, Tensor(c!)[] vs, Tensor(d!)[] "
+      "m_absmax, Tensor(e!)[] v_absmax, int rule, int bits, float[] scalars, bool stochastic, int "
+      "seed, int step, int[] params) -> Tensor");
   m.def(
-      "adamw8_(Tensor(a!)[] ps, Tensor[] gs, Tensor(b!)[] m_codes, Tensor(c!)[] m_absmax, "
-      "Tensor(d!)[] v_codes, Tensor(e!)[] v_absmax, float a, float s, float eps, float beta1, "
-      "float beta2, float decay_before, float decay_after, bool stochastic, int seed, int step, "
-      "int[] params) -> Tensor");
-  m.def(
-      "adam_direction_(Tensor(a!)[] rs, Tensor(b!)[] ms, Tensor(c!)[] vs, float a, float s, float "
-      "eps, float beta1, float beta2) -> Tensor");
-  m.def(
-      "adam8_direction_(Tensor(a!)[] rs, Tensor(b!)[] m_codes, Tensor(c!)[] m_absmax, Tensor(d!)[] "
-      "v_codes, Tensor(e!)[] v_absmax, float a, float s, float eps, float beta1, float beta2) -> "
-      "Tensor");
+      "fused_direction_(Tensor(a!)[] rs, Tensor(b!)[] ms, Tensor(c!)[] vs, Tensor(d!)[] m_absmax, "
+      "Tensor(e!)[] v_absmax, int rule, int bits, float[] scalars) -> Tensor");
   m.def(
       "apply_update_(Tensor(a!)[] ps, Tensor[] us, float alpha, float decay_before, float "
       "decay_after, bool stochastic, int seed, int step, int[] params) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lowtide, CPU, m) {
-  m.impl("adamw_", LT_BOX(&adamw));
-  m.impl("adamw8_", LT_BOX(&adamw8));
-  m.impl("adam_direction_", LT_BOX(&adam_direction));
-  m.impl("adam8_direction_", LT_BOX(&adam8_direction));
+  m.impl("fused_step_", LT_BOX(&fused_step));
+  m.impl("fused_direction_", LT_BOX(&fused_direction));
   m.impl("apply_update_", LT_BOX(&apply_update));
 }
 

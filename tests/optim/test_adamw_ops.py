@@ -269,18 +269,16 @@ def op_arguments(name: str) -> tuple[Any, ...]:
     positive = lambda: [t.abs() for t in ts()]  # noqa: E731
     codes = lambda: [torch.full((n,), 127, dtype=torch.uint8) for n in sizes]  # noqa: E731
     absmax = lambda: [torch.ones(-(-n // 256)) for n in sizes]  # noqa: E731
-    rule = tuple(scalars(1).values())
-    tail = (0.99, 1.0, True, 1, 2, [3, 4])
+    rule = list(scalars(1).values())
+    tail = (True, 1, 2, [3, 4])
     return {
-        "adamw_": (ts(), ts(), ts(), positive(), *rule, *tail),
-        "adamw8_": (ts(), ts(), codes(), absmax(), codes(), absmax(), *rule, *tail),
-        "adam_direction_": (ts(), ts(), positive(), *rule),
-        "adam8_direction_": (ts(), codes(), absmax(), codes(), absmax(), *rule),
-        "apply_update_": (ts(), ts(), 0.1, *tail),
+        "fused_step_": (ts(), ts(), ts(), positive(), [], [], 0, 32, [*rule, 0.99, 1.0], *tail),
+        "fused_direction_": (ts(), codes(), codes(), absmax(), absmax(), 0, 8, [*rule, 1.0, 1.0]),
+        "apply_update_": (ts(), ts(), 0.1, 0.99, 1.0, *tail),
     }[name]
 
 
-OPS = ["adamw_", "adamw8_", "adam_direction_", "adam8_direction_", "apply_update_"]
+OPS = ["fused_step_", "fused_direction_", "apply_update_"]
 
 
 @pytest.mark.parametrize("name", OPS)

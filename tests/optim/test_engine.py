@@ -18,6 +18,16 @@ PRESETS: dict[str, Callable[..., Composed]] = {
     "adamw8bit": lambda m, **k: lt.optim.AdamW8bit(
         m.parameters(), lr=1e-2, weight_decay=0.0, min_8bit_size=0, **k
     ),
+    "adamw4bit": lambda m, **k: lt.optim.AdamW4bit(
+        m.parameters(), lr=1e-2, weight_decay=0.0, min_4bit_size=0, **k
+    ),
+    "adabelief": lambda m, **k: lt.optim.AdaBelief(m.parameters(), lr=1e-2, **k),
+    "adabelief8bit": lambda m, **k: lt.optim.AdaBelief8bit(m.parameters(), lr=1e-2, min_8bit_size=0, **k),
+    "lion": lambda m, **k: lt.optim.Lion(m.parameters(), lr=2e-3, **k),
+    "lion8bit": lambda m, **k: lt.optim.Lion8bit(m.parameters(), lr=2e-3, min_8bit_size=0, **k),
+    "sgd": lambda m, **k: lt.optim.SGD(m.parameters(), lr=0.3, nesterov=True, **k),
+    "sgd8bit": lambda m, **k: lt.optim.SGD8bit(m.parameters(), lr=0.3, min_8bit_size=0, **k),
+    "lion8bit_low_rank": lambda m, **k: lt.optim.Lion8bit(groups(m), lr=2e-3, min_8bit_size=0, **k),
     "galore": lambda m, **k: lt.optim.GaLoreAdamW(groups(m), lr=1e-2, **k),
     "galore8bit": lambda m, **k: lt.optim.GaLoreAdamW8bit(groups(m), lr=1e-2, **k),
     "qgalore": lambda m, **k: lt.optim.QGaLoreAdamW(groups(m), lr=1e-2, **k),
@@ -203,7 +213,7 @@ def test_state_of_other_settings_is_refused(preset) -> None:
 def test_bytes_of_the_stores() -> None:
     model = nn.Sequential(nn.Linear(512, 768, bias=False))
     sizes = {}
-    for name in ("adamw", "adamw8bit", "galore", "qgalore"):
+    for name in ("adamw", "adamw8bit", "adamw4bit", "lion8bit", "sgd", "galore", "qgalore"):
         m = nn.Sequential(nn.Linear(512, 768, bias=False))
         opt = PRESETS[name](m)
         m(torch.ones(1, 512)).sum().backward()
@@ -212,6 +222,9 @@ def test_bytes_of_the_stores() -> None:
     n = 512 * 768
     assert sizes["adamw"]["states"] == 8 * n
     assert sizes["adamw8bit"]["states"] == 2 * (n + 4 * n // 256)
+    assert sizes["adamw4bit"]["states"] == 2 * (n // 2 + 4 * n // 128)
+    assert sizes["lion8bit"]["states"] == n + 4 * n // 256
+    assert sizes["sgd"]["states"] == 4 * n
     assert sizes["galore"]["states"] == 8 * 8 * 768
     assert sizes["galore"]["basis"] == 4 * 8 * 512
     # Half a byte an element, with one fp32 scale and one zero point a group of 256.
@@ -219,20 +232,37 @@ def test_bytes_of_the_stores() -> None:
     assert model[0].weight.nbytes == sizes["adamw"]["weights"]
 
 
-@pytest.mark.parametrize("method", ["adamw", "adamw8bit", "galore", "galore8bit", "qgalore"])
+FULL_RANK = {
+    "adamw": lt.optim.AdamW,
+    "adamw8bit": lt.optim.AdamW8bit,
+    "adamw4bit": lt.optim.AdamW4bit,
+    "adabelief": lt.optim.AdaBelief,
+    "adabelief8bit": lt.optim.AdaBelief8bit,
+    "lion": lt.optim.Lion,
+    "lion8bit": lt.optim.Lion8bit,
+    "sgd": lt.optim.SGD,
+    "sgd8bit": lt.optim.SGD8bit,
+}
+LOW_RANK = {
+    "galore": lt.optim.GaLoreAdamW,
+    "galore8bit": lt.optim.GaLoreAdamW8bit,
+    "qgalore": lt.optim.QGaLoreAdamW,
+}
+
+
+@pytest.mark.parametrize("method", [*FULL_RANK, *LOW_RANK])
 def test_memory_predicts_what_is_allocated(method: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(300, 96), nn.Linear(96, 576), nn.LayerNorm(576), nn.Linear(576, 65))
     if method == "qgalore":
         lt.quant.quantize_model_(model, weights="int8", group=256)
     report = lt.optim.memory(model, method, rank=16)
-    make = {
-        "adamw": lambda: lt.optim.AdamW(model.parameters()),
-        "adamw8bit": lambda: lt.optim.AdamW8bit(model.parameters()),
-        "galore": lambda: lt.optim.GaLoreAdamW(lt.optim.param_groups(model, rank=16)),
-        "galore8bit": lambda: lt.optim.GaLoreAdamW8bit(lt.optim.param_groups(model, rank=16)),
-        "qgalore": lambda: lt.optim.QGaLoreAdamW(lt.optim.param_groups(model, rank=16)),
-    }[method]
+
+    def make() -> Composed:
+        if method in FULL_RANK:
+            return FULL_RANK[method](model.parameters())
+        return LOW_RANK[method](lt.optim.param_groups(model, rank=16))
+
     opt = make()
     model(torch.arange(300)).sum().backward()
     before = opt.state_bytes()
@@ -302,6 +332,13 @@ def test_scheduler_and_closure() -> None:
             lambda m: lt.optim.GaLoreAdamW([{"params": list(m.parameters()), "rank": 2, "proj_type": "up"}]),
             "proj_type",
         ),
+        (lambda m: lt.optim.Lion(m.parameters(), betas=(0.9, -1)), "betas"),
+        (lambda m: lt.optim.SGD(m.parameters(), momentum=1.0), "momentum"),
+        (lambda m: lt.optim.SGD([{"params": list(m.parameters()), "dampening": 2.0}]), "dampening"),
+        (lambda m: lt.optim.SGD(m.parameters(), momentum=0.0, nesterov=True), "nesterov"),
+        (lambda m: lt.optim.AdaBelief8bit(m.parameters(), eps=-1.0), "eps"),
+        (lambda m: lt.optim.AdamW4bit(m.parameters(), min_4bit_size=-1), "min_numel"),
+        (lambda m: lt.optim.StateStore("fp8"), "state"),
         (lambda m: lt.optim.GaLoreAdamW(groups(m), compat="fira"), "compat"),
         (lambda m: lt.optim.QGaLoreAdamW(groups(m), proj_bits=3), "proj_bits"),
         (lambda m: lt.optim.param_groups(m, rank=0), "rank"),
@@ -310,7 +347,7 @@ def test_scheduler_and_closure() -> None:
         (lambda m: lt.optim.AdamW(m.double().parameters()), "float32"),
         (lambda m: lt.optim.AdamW(m.parameters(), seed=-1), "seed"),
         (lambda m: lt.optim.in_backward(lambda n: torch.optim.SGD(n.parameters()), m), "opt_factory"),
-        (lambda m: lt.optim.memory(m, "sgd"), "method"),
+        (lambda m: lt.optim.memory(m, "adam"), "method"),
         (lambda m: lt.optim.memory("no/such/dir", "adamw"), "model"),
     ],
 )

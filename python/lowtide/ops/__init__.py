@@ -35,6 +35,8 @@ from lowtide.ops.optim import (  # noqa: E402
     adamw8_,
     adamw_,
     apply_update_,
+    fused_direction_,
+    fused_step_,
 )
 from lowtide.ops.quant import (  # noqa: E402
     dequantize_group,
@@ -56,6 +58,8 @@ __all__ = [
     "dequantize_dynamic",
     "dequantize_group",
     "dequantize_group_list_",
+    "fused_direction_",
+    "fused_step_",
     "matmul",
     "quantize_dynamic",
     "quantize_group",

@@ -1,20 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ops of the optim family: fused AdamW over lists of tensors, and the end of a low-rank step.
+"""Ops of the optim family: fused optimizer steps over lists of tensors, and the end of a low-rank step.
 
-The rule is elementwise::
+A step is elementwise::
 
-    p = p * decay_before
-    m = beta1 * m + (1 - beta1) * g;   v = beta2 * v + (1 - beta2) * g * g
-    p = (p - a * m / (sqrt(v) * s + eps)) * decay_after
+    p = (p * decay_before - d) * decay_after
 
-torch's form is ``a = lr / bc1, s = 1 / sqrt(bc2)``; the Hugging Face and GaLore form ``a = lr * sqrt(bc2) / bc1,
-s = 1``. Blocks of 256 elements in which a moment would not stay finite are skipped whole and counted.
+with moments and direction ``d`` by rule:
+
+==============  ===================================================  ====================================
+rule            moments                                              direction d
+==============  ===================================================  ====================================
+``adam``        m = beta1 m + (1 - beta1) g,                         a m / (sqrt(v) s + eps)
+                v = beta2 v + (1 - beta2) g g
+``adabelief``   m as adam, v = beta2 v + (1 - beta2)(g - m)^2 + eps   a m / (sqrt(v) s + eps)
+``lion``        m = beta2 m + (1 - beta2) g, after the direction     a sign(beta1 m + (1 - beta1) g)
+``sgd``         m = momentum m + weight g                            a m, or a (g + momentum m): nesterov
+==============  ===================================================  ====================================
+
+torch's form of Adam is ``a = lr / bc1, s = 1 / sqrt(bc2)``; the Hugging Face and GaLore form
+``a = lr * sqrt(bc2) / bc1, s = 1``. Moments are float32, in the 8-bit dynamic map (blocks of 256) or in 4 bits (blocks
+of 128; first moments in the signed dynamic map, second ones as (code + 1) / 16). Blocks of 256 elements in which a
+moment would not stay finite are skipped whole and counted.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +37,26 @@ from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.ops._common import check_mutable, mutated
 
 _op = torch.ops.lowtide
-BLOCK = 256
 _WEIGHT = (torch.float32, torch.bfloat16)
 _F32 = (torch.float32,)
 _CODES = (torch.uint8,)
+
+#: Elements that share an absmax, by bits of a moment.
+STATE_BLOCK = {8: 256, 4: 128}
+#: Scalars of each rule, in the order of its kernel; the position of a rule is its number.
+_SCALARS = {
+    "adam": ("a", "s", "eps", "beta1", "beta2"),
+    "adabelief": ("a", "s", "eps", "beta1", "beta2"),
+    "lion": ("a", "beta1", "beta2"),
+    "sgd": ("a", "momentum", "weight", "nesterov"),
+}
+_RULES = tuple(_SCALARS)
+_SECOND_MOMENT = ("adam", "adabelief")
+
+
+def code_bytes(numel: int, bits: int) -> int:
+    """Bytes that the codes of a moment of ``numel`` elements take: one each, or 16 for 32 in four bits."""
+    return numel if bits == 8 else numel // 32 * 16 + min(numel % 32, 16)
 
 
 def _check(
@@ -58,8 +87,20 @@ def _scalars(**values: float) -> None:
             raise LowtideValueError(f"{name} must be finite, got {x!r}")
         if x < 0 and not name.startswith(("decay", "alpha")):
             raise LowtideValueError(f"{name} must be >= 0, got {x!r}")
-        if x > 1 and name.startswith("beta"):
+        if x > 1 and name.startswith(("beta", "momentum", "weight")):
             raise LowtideValueError(f"{name} must be in [0, 1], got {x!r}")
+
+
+def _rule_scalars(rule: str, scalars: dict[str, float]) -> list[float]:
+    if rule not in _SCALARS:
+        raise LowtideValueError(f"rule must be one of {', '.join(_RULES)}, got {rule!r}")
+    wanted = _SCALARS[rule]
+    if set(scalars) != set(wanted):
+        raise LowtideValueError(
+            f"rule {rule!r} takes {', '.join(wanted)}, got {', '.join(scalars) or 'nothing'}"
+        )
+    _scalars(**scalars)
+    return [float(scalars[name]) for name in wanted]
 
 
 def _address(
@@ -83,70 +124,123 @@ def _numels(tensors: Sequence[Tensor]) -> list[int]:
     return [t.numel() for t in tensors]
 
 
-def _check_codes(
+def _check_states(
+    rule: str,
+    bits: int,
     numels: list[int],
-    m_codes: Sequence[Tensor],
+    ms: Sequence[Tensor],
+    vs: Sequence[Tensor],
     m_absmax: Sequence[Tensor],
-    v_codes: Sequence[Tensor],
     v_absmax: Sequence[Tensor],
 ) -> None:
-    blocks = [-(-n // BLOCK) for n in numels]
-    _check("m_codes", m_codes, numels, _CODES)
-    _check("m_absmax", m_absmax, blocks, _F32)
-    _check("v_codes", v_codes, numels, _CODES)
-    _check("v_absmax", v_absmax, blocks, _F32)
+    if bits not in (32, 8, 4):
+        raise LowtideValueError(f"bits must be 32, 8 or 4, got {bits!r}")
+    second = numels if rule in _SECOND_MOMENT else []
+    for name, moments, absmax, sizes in (("m", ms, m_absmax, numels), ("v", vs, v_absmax, second)):
+        if bits == 32:
+            _check(f"{name}s", moments, sizes, _F32)
+            _check(f"{name}_absmax", absmax, [], _F32)
+        else:
+            _check(f"{name}_codes", moments, [code_bytes(n, bits) for n in sizes], _CODES)
+            _check(f"{name}_absmax", absmax, [-(-n // STATE_BLOCK[bits]) for n in sizes], _F32)
 
 
 def _none_skipped() -> Tensor:
     return torch.zeros((), dtype=torch.int64)
 
 
-def adamw_(
+def fused_step_(
     ps: Sequence[Tensor],
     gs: Sequence[Tensor],
     ms: Sequence[Tensor],
-    vs: Sequence[Tensor],
+    vs: Sequence[Tensor] = (),
+    m_absmax: Sequence[Tensor] = (),
+    v_absmax: Sequence[Tensor] = (),
     *,
-    a: float,
-    s: float,
-    eps: float,
-    beta1: float,
-    beta2: float,
+    rule: str,
+    bits: int = 32,
     decay_before: float = 1.0,
     decay_after: float = 1.0,
     stochastic: bool = False,
     seed: int = 0,
     step: int = 0,
     params: Sequence[int] | None = None,
+    **scalars: float,
 ) -> Tensor:
-    """AdamW with float32 moments, in place over a list.
+    """One step of ``rule`` in place over a list.
 
     Args:
         ps: float32 or bfloat16 weights, contiguous. gs: gradients, float32 or bfloat16.
-        ms, vs: float32 moments.
-        a, s, eps, beta1, beta2, decay_before, decay_after: the scalars of the step (module docstring).
+        ms, vs: moments: float32 tensors, or uint8 codes (:func:`code_bytes` each) with ``m_absmax, v_absmax``, float32,
+            one for each :data:`STATE_BLOCK`. Empty where a rule has no second moment. The weight sees the moments before
+            they are rounded. A positive second moment is never stored as zero.
+        rule: ``adam, adabelief, lion`` or ``sgd``; ``scalars`` are its numbers (module docstring).
+        bits: 32, 8 or 4: how moments are stored. Zero moments are absmax 0 with codes 127 (8 bits) or 0x77 (4 bits) in
+            ``ms`` and 0 in ``vs``.
         stochastic: round bfloat16 weights stochastically; ``seed, step, params`` address the random bits.
         params: a stable id for each tensor, required when ``stochastic``.
 
     Returns:
         Number of skipped blocks, int64 tensor with no dimensions.
+
+    Raises:
+        LowtideValueError, LowtideTypeError: an argument that does not fit, named; nothing was changed.
     """
     if not ps:
         return _none_skipped()
     gs = _gradients(gs)
     numels = _numels(ps)
+    values = _rule_scalars(rule, scalars)
+    _scalars(decay_before=decay_before, decay_after=decay_after)
     _check("ps", ps, numels, _WEIGHT)
     _check("gs", gs, numels, _WEIGHT)
-    _check("ms", ms, numels, _F32)
-    _check("vs", vs, numels, _F32)
-    _scalars(a=a, s=s, eps=eps, beta1=beta1, beta2=beta2, decay_before=decay_before, decay_after=decay_after)
+    _check_states(rule, bits, numels, ms, vs, m_absmax, v_absmax)
     address = _address(stochastic, seed, step, params, len(ps))
     check_mutable(ps, "ps")
-    skipped: Tensor = _op.adamw_(
-        list(ps), gs, list(ms), list(vs), a, s, eps, beta1, beta2, decay_before, decay_after, *address
+    states = [list(ms), list(vs), list(m_absmax), list(v_absmax)]
+    skipped: Tensor = _op.fused_step_(
+        list(ps), gs, *states, _RULES.index(rule), bits, [*values, decay_before, decay_after], *address
     )
-    mutated(*ps, *ms, *vs)
+    mutated(*ps, *ms, *vs, *m_absmax, *v_absmax)
     return skipped
+
+
+def fused_direction_(
+    rs: Sequence[Tensor],
+    ms: Sequence[Tensor],
+    vs: Sequence[Tensor] = (),
+    m_absmax: Sequence[Tensor] = (),
+    v_absmax: Sequence[Tensor] = (),
+    *,
+    rule: str,
+    bits: int = 32,
+    **scalars: float,
+) -> Tensor:
+    """Replace each float32 gradient in ``rs`` by its direction and advance the moments; a skipped block becomes zero.
+
+    Arguments and errors as :func:`fused_step_`.
+
+    Returns:
+        Number of skipped blocks, int64 tensor with no dimensions.
+    """
+    if not rs:
+        return _none_skipped()
+    numels = _numels(rs)
+    values = _rule_scalars(rule, scalars)
+    _check("rs", rs, numels, _F32)
+    _check_states(rule, bits, numels, ms, vs, m_absmax, v_absmax)
+    check_mutable(rs, "rs")
+    states = [list(ms), list(vs), list(m_absmax), list(v_absmax)]
+    skipped: Tensor = _op.fused_direction_(list(rs), *states, _RULES.index(rule), bits, [*values, 1.0, 1.0])
+    mutated(*rs, *ms, *vs, *m_absmax, *v_absmax)
+    return skipped
+
+
+def adamw_(
+    ps: Sequence[Tensor], gs: Sequence[Tensor], ms: Sequence[Tensor], vs: Sequence[Tensor], **options: Any
+) -> Tensor:
+    """:func:`fused_step_` with ``rule="adam"`` and float32 moments."""
+    return fused_step_(ps, gs, ms, vs, rule="adam", **options)
 
 
 def adamw8_(
@@ -156,69 +250,17 @@ def adamw8_(
     m_absmax: Sequence[Tensor],
     v_codes: Sequence[Tensor],
     v_absmax: Sequence[Tensor],
-    *,
-    a: float,
-    s: float,
-    eps: float,
-    beta1: float,
-    beta2: float,
-    decay_before: float = 1.0,
-    decay_after: float = 1.0,
-    stochastic: bool = False,
-    seed: int = 0,
-    step: int = 0,
-    params: Sequence[int] | None = None,
+    **options: Any,
 ) -> Tensor:
-    """:func:`adamw_` with moments in the 8-bit dynamic map: uint8 codes and an absmax for each 256 elements.
-
-    The weight sees the moments before they are rounded. A positive second moment is never stored as zero.
-    Zero moments are codes 127 (first) and 0 (second) with absmax 0.
-    """
-    if not ps:
-        return _none_skipped()
-    gs = _gradients(gs)
-    numels = _numels(ps)
-    _check("ps", ps, numels, _WEIGHT)
-    _check("gs", gs, numels, _WEIGHT)
-    _check_codes(numels, m_codes, m_absmax, v_codes, v_absmax)
-    _scalars(a=a, s=s, eps=eps, beta1=beta1, beta2=beta2, decay_before=decay_before, decay_after=decay_after)
-    address = _address(stochastic, seed, step, params, len(ps))
-    check_mutable(ps, "ps")
-    states = [list(m_codes), list(m_absmax), list(v_codes), list(v_absmax)]
-    skipped: Tensor = _op.adamw8_(
-        list(ps), gs, *states, a, s, eps, beta1, beta2, decay_before, decay_after, *address
-    )
-    mutated(*ps, *m_codes, *m_absmax, *v_codes, *v_absmax)
-    return skipped
+    """:func:`fused_step_` with ``rule="adam"`` and 8-bit moments."""
+    return fused_step_(ps, gs, m_codes, v_codes, m_absmax, v_absmax, rule="adam", bits=8, **options)
 
 
 def adam_direction_(
-    rs: Sequence[Tensor],
-    ms: Sequence[Tensor],
-    vs: Sequence[Tensor],
-    *,
-    a: float,
-    s: float,
-    eps: float,
-    beta1: float,
-    beta2: float,
+    rs: Sequence[Tensor], ms: Sequence[Tensor], vs: Sequence[Tensor], **scalars: Any
 ) -> Tensor:
-    """Replace each float32 gradient in ``rs`` by its Adam direction; a skipped block becomes zero.
-
-    Returns:
-        Number of skipped blocks, int64 tensor with no dimensions.
-    """
-    if not rs:
-        return _none_skipped()
-    numels = _numels(rs)
-    _check("rs", rs, numels, _F32)
-    _check("ms", ms, numels, _F32)
-    _check("vs", vs, numels, _F32)
-    _scalars(a=a, s=s, eps=eps, beta1=beta1, beta2=beta2)
-    check_mutable(rs, "rs")
-    skipped: Tensor = _op.adam_direction_(list(rs), list(ms), list(vs), a, s, eps, beta1, beta2)
-    mutated(*rs, *ms, *vs)
-    return skipped
+    """:func:`fused_direction_` with ``rule="adam"`` and float32 moments."""
+    return fused_direction_(rs, ms, vs, rule="adam", **scalars)
 
 
 def adam8_direction_(
@@ -227,25 +269,10 @@ def adam8_direction_(
     m_absmax: Sequence[Tensor],
     v_codes: Sequence[Tensor],
     v_absmax: Sequence[Tensor],
-    *,
-    a: float,
-    s: float,
-    eps: float,
-    beta1: float,
-    beta2: float,
+    **scalars: Any,
 ) -> Tensor:
-    """:func:`adam_direction_` with 8-bit moments, stored as in :func:`adamw8_`."""
-    if not rs:
-        return _none_skipped()
-    numels = _numels(rs)
-    _check("rs", rs, numels, _F32)
-    _check_codes(numels, m_codes, m_absmax, v_codes, v_absmax)
-    _scalars(a=a, s=s, eps=eps, beta1=beta1, beta2=beta2)
-    check_mutable(rs, "rs")
-    states = [list(m_codes), list(m_absmax), list(v_codes), list(v_absmax)]
-    skipped: Tensor = _op.adam8_direction_(list(rs), *states, a, s, eps, beta1, beta2)
-    mutated(*rs, *m_codes, *m_absmax, *v_codes, *v_absmax)
-    return skipped
+    """:func:`fused_direction_` with ``rule="adam"`` and 8-bit moments."""
+    return fused_direction_(rs, m_codes, v_codes, m_absmax, v_absmax, rule="adam", bits=8, **scalars)
 
 
 def apply_update_(
@@ -274,10 +301,8 @@ def apply_update_(
     mutated(*ps)
 
 
-@torch.library.register_fake("lowtide::adamw_")
-@torch.library.register_fake("lowtide::adamw8_")
-@torch.library.register_fake("lowtide::adam_direction_")
-@torch.library.register_fake("lowtide::adam8_direction_")
+@torch.library.register_fake("lowtide::fused_step_")
+@torch.library.register_fake("lowtide::fused_direction_")
 def _(ps: list[Tensor], *_: object) -> Tensor:
     return ps[0].new_empty((), dtype=torch.int64)
 

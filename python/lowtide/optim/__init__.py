@@ -25,14 +25,32 @@ from lowtide.optim.engine import Composed
 from lowtide.optim.groups import param_groups
 from lowtide.optim.in_backward import InBackward, in_backward
 from lowtide.optim.memory import MemoryReport, memory
-from lowtide.optim.presets import AdamW, AdamW8bit, GaLoreAdamW, GaLoreAdamW8bit, QGaLoreAdamW
-from lowtide.optim.rules import AdamRule
+from lowtide.optim.presets import (
+    SGD,
+    AdaBelief,
+    AdaBelief8bit,
+    AdamW,
+    AdamW4bit,
+    AdamW8bit,
+    GaLoreAdamW,
+    GaLoreAdamW8bit,
+    Lion,
+    Lion8bit,
+    QGaLoreAdamW,
+    SGD8bit,
+)
+from lowtide.optim.rules import AdaBeliefRule, AdamRule, LionRule, SGDRule
 from lowtide.optim.stores import BasisStore, StateStore
 from lowtide.optim.subspaces import Drop, EveryT, ExactSVD, LazyDoubling, RandomizedSVD, Reset, Stale
 
 __all__ = [
+    "SGD",
+    "AdaBelief",
+    "AdaBelief8bit",
+    "AdaBeliefRule",
     "AdamRule",
     "AdamW",
+    "AdamW4bit",
     "AdamW8bit",
     "BasisStore",
     "Composed",
@@ -43,10 +61,15 @@ __all__ = [
     "GaLoreAdamW8bit",
     "InBackward",
     "LazyDoubling",
+    "Lion",
+    "Lion8bit",
+    "LionRule",
     "MemoryReport",
     "QGaLoreAdamW",
     "RandomizedSVD",
     "Reset",
+    "SGD8bit",
+    "SGDRule",
     "Stale",
     "StateStore",
     "in_backward",

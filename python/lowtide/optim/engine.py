@@ -21,8 +21,8 @@ from torch.optim import Optimizer
 from lowtide.errors import LowtideRuntimeError, LowtideTypeError, LowtideValueError
 from lowtide.optim import weights as weight_store
 from lowtide.optim.groups import check_low_rank_keys
-from lowtide.optim.rules import AdamRule
-from lowtide.optim.stores import BasisStore, StateStore
+from lowtide.optim.rules import AdamRule, Rule
+from lowtide.optim.stores import STATE_BITS, BasisStore, StateStore
 from lowtide.optim.subspaces import (
     Drop,
     EveryT,
@@ -65,7 +65,7 @@ class Composed(Optimizer):
         params: Iterable[Any],
         lr: float = 1e-3,
         *,
-        rule: AdamRule | None = None,
+        rule: Rule | None = None,
         weight_decay: float = 0.0,
         decay: str = "before",
         subspace: ExactSVD | RandomizedSVD | None = None,
@@ -84,7 +84,7 @@ class Composed(Optimizer):
             raise LowtideValueError(f"nonfinite must be 'skip' or 'raise', got {nonfinite!r}")
         if not isinstance(seed, int) or not 0 <= seed < 1 << 63:
             raise LowtideValueError(f"seed must be an integer in [0, 2**63), got {seed!r}")
-        self._rule = rule or AdamRule()
+        self._rule: Rule = rule or AdamRule()
         self._decay = decay
         self._subspace = subspace or RandomizedSVD()
         self._basis = basis or BasisStore()
@@ -99,12 +99,7 @@ class Composed(Optimizer):
         self._skipped_total = 0
         self._warned = False
         self._next_id = 0
-        defaults = {
-            "lr": lr,
-            "betas": self._rule.betas,
-            "eps": self._rule.eps,
-            "weight_decay": weight_decay,
-        }
+        defaults = {"lr": lr, **self._hyper(), "weight_decay": weight_decay}
         super().__init__(params, defaults)
 
     # ------------------------------------------------------------------ groups
@@ -119,11 +114,7 @@ class Composed(Optimizer):
             raise LowtideValueError(f"lr must be a finite number >= 0, got {lr!r}")
         if not 0.0 <= float(decay) < float("inf"):
             raise LowtideValueError(f"weight_decay must be a finite number >= 0, got {decay!r}")
-        dataclasses.replace(
-            self._rule,
-            betas=param_group.get("betas", self.defaults["betas"]),
-            eps=param_group.get("eps", self.defaults["eps"]),
-        )
+        self._group_rule({**self._hyper(), **param_group})
         if "rank" in param_group:
             check_low_rank_keys(param_group)
             param_group.setdefault("update_proj_gap", 200)
@@ -241,8 +232,17 @@ class Composed(Optimizer):
         for name, signed in self._rule.moments:
             self._store.create(state, name, shape, signed)
 
-    def _group_rule(self, group: dict[str, Any]) -> AdamRule:
-        return dataclasses.replace(self._rule, betas=tuple(group["betas"]), eps=group["eps"])
+    def _hyper(self) -> dict[str, Any]:
+        return {name: getattr(self._rule, name) for name in self._rule.hyper}
+
+    def _group_rule(self, group: dict[str, Any]) -> Rule:
+        own: dict[str, Any] = {}
+        for name in self._rule.hyper:
+            value = group[name]
+            own[name] = tuple(value) if isinstance(value, list) else value
+        rule: Any = self._rule
+        changed: Rule = dataclasses.replace(rule, **own)
+        return changed
 
     def _decays(self, group: dict[str, Any]) -> tuple[float, float]:
         factor = 1.0 - float(group["lr"]) * float(group["weight_decay"])
@@ -308,25 +308,25 @@ class Composed(Optimizer):
         state["refreshed"] = state["step"]
         state["refreshes"] = state.get("refreshes", 0) + 1
 
-    def _direction(self, rule: AdamRule, rs: list[Tensor], states: list[State], step: int) -> None:
+    def _direction(self, rule: Rule, rs: list[Tensor], states: list[State], step: int) -> None:
         """Overwrite each r (fp32) by the rule's direction and advance its moments."""
         from lowtide import ops
 
-        a, s = rule.scalars(step)
-        scalars: dict[str, Any] = {
-            "a": a,
-            "s": s,
-            "eps": rule.eps,
-            "beta1": rule.betas[0],
-            "beta2": rule.betas[1],
-        }
-        if "exp_avg" in states[0]:
-            skipped = ops.adam_direction_(
-                rs, _pick(states, "exp_avg"), _pick(states, "exp_avg_sq"), **scalars
-            )
-        else:
-            skipped = ops.adam8_direction_(rs, *_packed(states), **scalars)
-        self._skipped.append(skipped)
+        self._skipped.append(
+            ops.fused_direction_(rs, rule=rule.kernel, **self._moments(states), **rule.scalars(step))
+        )
+
+    def _moments(self, states: list[State]) -> dict[str, Any]:
+        """The moments of states that are stored alike, as the fused kernels take them."""
+        names = [name for name, _ in self._rule.moments]
+        if names[0] in states[0]:
+            lists = [[s[name] for s in states] for name in names]
+            return dict(zip(("ms", "vs"), lists, strict=False))
+        coded: dict[str, Any] = {"bits": STATE_BITS[self._store.kind]}
+        for name, codes, absmax in zip(names, ("ms", "vs"), ("m_absmax", "v_absmax"), strict=False):
+            coded[codes] = [s[f"{name}.codes"] for s in states]
+            coded[absmax] = [s[f"{name}.absmax"] for s in states]
+        return coded
 
     def _step_full_rank(self, group: dict[str, Any], items: list[tuple[Tensor, int, Tensor]]) -> None:
         from lowtide import ops
@@ -340,9 +340,9 @@ class Composed(Optimizer):
         batches: dict[tuple[int, bool, bool], list[tuple[Tensor, int, Tensor]]] = {}
         for item in items:
             state = self.state[item[0]]
-            key = (state["step"], "exp_avg" in state, weight_store.is_quantized(item[0]))
+            key = (state["step"], self._rule.moments[0][0] in state, weight_store.is_quantized(item[0]))
             batches.setdefault(key, []).append(item)
-        for (step, plain, quantized), batch in batches.items():
+        for (step, _, quantized), batch in batches.items():
             step += 1
             params = [p for p, _, _ in batch]
             ids = [i for _, i, _ in batch]
@@ -358,20 +358,13 @@ class Composed(Optimizer):
                         seed=self._seed, step=step, param_ids=[param_id],
                     )  # fmt: skip
                 continue
-            a, s = rule.scalars(step)
-            common: dict[str, Any] = {
-                "a": lr * a, "s": s, "eps": rule.eps, "beta1": rule.betas[0], "beta2": rule.betas[1],
-                "decay_before": before, "decay_after": after,
-                "stochastic": self._stochastic, "seed": self._seed, "step": step, "params": ids,
-            }  # fmt: skip
-            grads = [g if g.is_contiguous() else g.contiguous() for _, _, g in batch]
-            if plain:
-                skipped = ops.adamw_(
-                    params, grads, _pick(states, "exp_avg"), _pick(states, "exp_avg_sq"), **common
+            self._skipped.append(
+                ops.fused_step_(
+                    params, [g for _, _, g in batch], rule=rule.kernel, **self._moments(states), **rule.scalars(step, lr),
+                    decay_before=before, decay_after=after, stochastic=self._stochastic, seed=self._seed, step=step,
+                    params=ids,
                 )
-            else:
-                skipped = ops.adamw8_(params, grads, *_packed(states), **common)
-            self._skipped.append(skipped)
+            )  # fmt: skip
 
     # ------------------------------------------------------------------ state
 
@@ -431,16 +424,3 @@ class Composed(Optimizer):
                 raise LowtideValueError(
                     f"saved state has {name} {got!r}, this optimizer has {value!r}; build it with the settings it was saved with"
                 )
-
-
-def _pick(states: list[State], name: str) -> list[Tensor]:
-    return [s[name] for s in states]
-
-
-def _packed(states: list[State]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    return (
-        _pick(states, "exp_avg.codes"),
-        _pick(states, "exp_avg.absmax"),
-        _pick(states, "exp_avg_sq.codes"),
-        _pick(states, "exp_avg_sq.absmax"),
-    )

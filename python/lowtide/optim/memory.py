@@ -13,10 +13,17 @@ from typing import Any
 from torch import nn
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
+from lowtide.optim.stores import StateStore
 
-METHODS = ("adamw", "adamw8bit", "galore", "galore8bit", "qgalore")
-GROUP = 256  # columns a scale of INT4/INT8 weights and bases serves; block of 8-bit states
-MIN_8BIT = 4096
+#: Full-rank methods: moments and how they are stored; the low-rank ones have two.
+_STATES = {
+    "adamw": (2, "fp32"), "adamw8bit": (2, "int8"), "adamw4bit": (2, "int4"),
+    "adabelief": (2, "fp32"), "adabelief8bit": (2, "int8"),
+    "lion": (1, "fp32"), "lion8bit": (1, "int8"), "sgd": (1, "fp32"), "sgd8bit": (1, "int8"),
+    "galore": (2, "fp32"), "galore8bit": (2, "int8"), "qgalore": (2, "int8"),
+}  # fmt: skip
+METHODS = tuple(_STATES)
+GROUP = 256  # columns a scale of INT4/INT8 weights and bases serves
 
 # The configurations of the GaLore paper (arXiv 2403.03507, table 5).
 _LLAMA = {
@@ -164,12 +171,12 @@ def memory(
     Args:
         model: a module; a config (mapping or transformers object); a model directory or config.json; or one of
             ``llama-60m, llama-130m, llama-350m, llama-1b, llama-7b``.
-        method: ``adamw, adamw8bit, galore, galore8bit`` or ``qgalore``.
+        method: one of :data:`METHODS`.
         rank: of the subspace, clamped per matrix.
         weights: ``"fp32"``, ``"bf16"`` or ``"int8"`` (linear weights only, the rest fp32). Default: int8 for qgalore, else fp32.
         in_backward: gradients freed as they arrive: only the largest is counted.
         convention: ``"lowtide"``: what the optimizers of this library allocate. ``"paper"``: as the GaLore papers seem to
-            estimate: everything in bf16 but INT8 weights, INT4 bases and the moments of 8-bit methods (Q-GaLore's, which its
+            estimate: everything in bf16 but INT8 weights, INT4 bases and the moments of low-bit methods (Q-GaLore's, which its
             code holds in 8 bits, count as bf16), the output head projected too, scales and gradients not counted.
 
     Raises:
@@ -185,7 +192,7 @@ def memory(
     if weights not in ("fp32", "bf16", "int8"):
         raise LowtideValueError(f"weights must be 'fp32', 'bf16' or 'int8', got {weights!r}")
     paper = convention == "paper"
-    int8_states = method in ("adamw8bit", "galore8bit", "qgalore")
+    moments, store = _STATES[method][0], StateStore(_STATES[method][1])
     low_rank = method in ("galore", "galore8bit", "qgalore")
     dense = 2 if paper or weights == "bf16" else 4
     count = {"weights": 0, "gradients": 0, "states": 0, "basis": 0}
@@ -211,11 +218,10 @@ def memory(
             else:
                 count["basis"] += r * short * (2 if paper else 4)
         if paper:
-            count["states"] += 2 * moment * (1 if int8_states and method != "qgalore" else 2)
-        elif int8_states and moment >= MIN_8BIT:
-            count["states"] += 2 * (moment + 4 * _ceil(moment, GROUP))
+            half_bytes = 4 if method == "qgalore" else {"fp32": 4, "int8": 2, "int4": 1}[store.kind]
+            count["states"] += moments * moment * half_bytes // 2
         else:
-            count["states"] += 2 * moment * 4
+            count["states"] += moments * store.nbytes(moment)
     if paper:
         count["gradients"] = 0
     elif in_backward:

@@ -1,12 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rule axis: what turns a gradient and its moments into a direction."""
+"""The rule axis: what turns a gradient and its moments into a direction.
+
+A rule is a frozen dataclass. Its fields named in ``hyper`` may differ from one parameter group to the next; ``moments``
+lists its state tensors and whether they take both signs (which code map stores them); ``scalars`` prepares the numbers
+of one step for the kernel called ``kernel`` (:mod:`lowtide.ops.optim` has the formulas).
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
 
 from lowtide.errors import LowtideValueError
+
+
+def _check_betas(betas: tuple[float, float]) -> None:
+    if len(betas) != 2 or not all(0.0 <= b < 1.0 for b in betas):
+        raise LowtideValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
+
+
+def _check_eps(eps: float) -> None:
+    if not (eps >= 0.0 and math.isfinite(eps)):
+        raise LowtideValueError(f"eps must be a finite number >= 0, got {eps!r}")
 
 
 @dataclass(frozen=True)
@@ -28,21 +44,122 @@ class AdamRule:
     eps: float = 1e-8
     form: str = "torch"
 
-    #: State tensors and whether they take both signs (which code map stores them).
-    moments = (("exp_avg", True), ("exp_avg_sq", False))
+    kernel: ClassVar[str] = "adam"
+    hyper: ClassVar[tuple[str, ...]] = ("betas", "eps")
+    moments: ClassVar[tuple[tuple[str, bool], ...]] = (("exp_avg", True), ("exp_avg_sq", False))
 
     def __post_init__(self) -> None:
-        if len(self.betas) != 2 or not all(0.0 <= b < 1.0 for b in self.betas):
-            raise LowtideValueError(f"betas must be two numbers in [0, 1), got {self.betas!r}")
-        if not (self.eps >= 0.0 and math.isfinite(self.eps)):
-            raise LowtideValueError(f"eps must be a finite number >= 0, got {self.eps!r}")
+        _check_betas(self.betas)
+        _check_eps(self.eps)
         if self.form not in ("torch", "hf"):
             raise LowtideValueError(f"form must be 'torch' or 'hf', got {self.form!r}")
 
-    def scalars(self, step: int) -> tuple[float, float]:
-        """(a, s) such that the direction at ``step`` (counted from 1) is ``a * m / (sqrt(v) * s + eps)``."""
+    def scalars(self, step: int, lr: float = 1.0) -> dict[str, Any]:
+        """The kernel's numbers for ``step`` (counted from 1): ``lr`` times the direction ``a * m / (sqrt(v) * s + eps)``."""
         bc1 = 1.0 - self.betas[0] ** step
         bc2 = 1.0 - self.betas[1] ** step
         if self.form == "torch":
-            return 1.0 / bc1, 1.0 / math.sqrt(bc2)
-        return math.sqrt(bc2) / bc1, 1.0
+            a, s = lr / bc1, 1.0 / math.sqrt(bc2)
+        else:
+            a, s = lr * math.sqrt(bc2) / bc1, 1.0
+        return {"a": a, "s": s, "eps": self.eps, "beta1": self.betas[0], "beta2": self.betas[1]}
+
+
+@dataclass(frozen=True)
+class AdaBeliefRule:
+    """AdaBelief (Zhuang et al., NeurIPS 2020, arXiv 2010.07468, algorithm 2)::
+
+        m = beta1 m + (1 - beta1) g
+        v = beta2 v + (1 - beta2) (g - m)^2 + eps
+        direction = m / bc1 / (sqrt(v / bc2) + eps)
+
+    Attributes:
+        betas: decay rates of the two moments, each in [0, 1).
+        eps: added to the second moment at each step and to its root, >= 0.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-16
+
+    kernel: ClassVar[str] = "adabelief"
+    hyper: ClassVar[tuple[str, ...]] = ("betas", "eps")
+    moments: ClassVar[tuple[tuple[str, bool], ...]] = (("exp_avg", True), ("exp_avg_var", False))
+
+    def __post_init__(self) -> None:
+        _check_betas(self.betas)
+        _check_eps(self.eps)
+
+    def scalars(self, step: int, lr: float = 1.0) -> dict[str, Any]:
+        """The kernel's numbers for ``step`` (counted from 1)."""
+        bc1 = 1.0 - self.betas[0] ** step
+        bc2 = 1.0 - self.betas[1] ** step
+        return {
+            "a": lr / bc1,
+            "s": 1.0 / math.sqrt(bc2),
+            "eps": self.eps,
+            "beta1": self.betas[0],
+            "beta2": self.betas[1],
+        }
+
+
+@dataclass(frozen=True)
+class LionRule:
+    """Lion (Chen et al., NeurIPS 2023, arXiv 2302.06675, algorithm 2)::
+
+        direction = sign(beta1 m + (1 - beta1) g)
+        m = beta2 m + (1 - beta2) g
+
+    Attributes:
+        betas: of the direction and of the moment, each in [0, 1).
+    """
+
+    betas: tuple[float, float] = (0.9, 0.99)
+
+    kernel: ClassVar[str] = "lion"
+    hyper: ClassVar[tuple[str, ...]] = ("betas",)
+    moments: ClassVar[tuple[tuple[str, bool], ...]] = (("exp_avg", True),)
+
+    def __post_init__(self) -> None:
+        _check_betas(self.betas)
+
+    def scalars(self, step: int, lr: float = 1.0) -> dict[str, Any]:
+        """The kernel's numbers; every step has the same."""
+        return {"a": lr, "beta1": self.betas[0], "beta2": self.betas[1]}
+
+
+@dataclass(frozen=True)
+class SGDRule:
+    """SGD with momentum (Polyak 1964; Nesterov's form: Sutskever et al., ICML 2013), as ``torch.optim.SGD``::
+
+        m = momentum m + (1 - dampening) g        (m = g at the first step)
+        direction = m, or g + momentum m with nesterov
+
+    Attributes:
+        momentum: in [0, 1). With 0 the direction is the gradient (the moment is kept all the same).
+        dampening: in [0, 1]; 0 with nesterov.
+        nesterov: look ahead along the new moment.
+    """
+
+    momentum: float = 0.9
+    dampening: float = 0.0
+    nesterov: bool = False
+
+    kernel: ClassVar[str] = "sgd"
+    hyper: ClassVar[tuple[str, ...]] = ("momentum", "dampening", "nesterov")
+    moments: ClassVar[tuple[tuple[str, bool], ...]] = (("momentum_buffer", True),)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.momentum < 1.0:
+            raise LowtideValueError(f"momentum must be in [0, 1), got {self.momentum!r}")
+        if not 0.0 <= self.dampening <= 1.0:
+            raise LowtideValueError(f"dampening must be in [0, 1], got {self.dampening!r}")
+        if self.nesterov and (self.momentum == 0.0 or self.dampening != 0.0):
+            raise LowtideValueError("nesterov needs a momentum > 0 and dampening 0")
+
+    def scalars(self, step: int, lr: float = 1.0) -> dict[str, Any]:
+        """The kernel's numbers for ``step`` (counted from 1)."""
+        weight = 1.0 if step == 1 else 1.0 - self.dampening
+        return {"a": lr, "momentum": self.momentum, "weight": weight, "nesterov": float(self.nesterov)}
+
+
+Rule: TypeAlias = "AdamRule | AdaBeliefRule | LionRule | SGDRule"

@@ -2,7 +2,7 @@
 """The state-store and basis-store axes: how moments and bases lie in memory.
 
 State is plain: tensors, ints, floats and strings in a dict. A stored moment ``name`` is either one tensor
-``name`` or the pair ``name.codes`` (uint8) and ``name.absmax`` (float32, one a block of 256).
+``name`` or the pair ``name.codes`` (uint8) and ``name.absmax`` (float32, one a block of 256, or of 128 in 4 bits).
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from torch import Tensor
 
 from lowtide.errors import LowtideValueError
 from lowtide.ops.matmul import Packed
+from lowtide.ops.optim import STATE_BLOCK, code_bytes
 
-BLOCK = 256
+#: Bits of a code and the bytes that code zero in a moment of both signs; in a positive one they are 0.
+STATE_BITS = {"fp32": 32, "int8": 8, "int4": 4}
+_ZERO = {8: 127, 4: 0x77}
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,9 @@ class StateStore:
     """How optimizer moments are kept.
 
     Attributes:
-        kind: ``"fp32"`` or ``"int8"`` (8-bit dynamic map, Dettmers et al. 2022, blocks of 256 with an
-            fp32 absmax; 1.016 bytes an element).
+        kind: ``"fp32"``; ``"int8"`` (8-bit dynamic map, Dettmers et al. 2022, blocks of 256 with an fp32 absmax;
+            1.016 bytes an element); ``"int4"`` (Li et al. 2023: the signed 4-bit dynamic map for first moments, a linear one
+            without zero for second ones, blocks of 128; 0.531 bytes an element).
         min_numel: smaller tensors stay fp32. Decided on the tensor's own size, never on a shard's.
     """
 
@@ -33,31 +37,39 @@ class StateStore:
     min_numel: int = 4096
 
     def __post_init__(self) -> None:
-        if self.kind not in ("fp32", "int8"):
-            raise LowtideValueError(f"state must be 'fp32' or 'int8', got {self.kind!r}")
+        if self.kind not in STATE_BITS:
+            raise LowtideValueError(f"state must be 'fp32', 'int8' or 'int4', got {self.kind!r}")
         if self.min_numel < 0:
             raise LowtideValueError(f"min_numel must be >= 0, got {self.min_numel!r}")
 
-    def packs(self, numel: int) -> bool:
-        """True if a tensor of ``numel`` elements is stored in 8 bits."""
-        return self.kind == "int8" and numel >= self.min_numel
+    def bits(self, numel: int) -> int:
+        """Bits a moment of ``numel`` elements is stored in: 32, 8 or 4."""
+        return STATE_BITS[self.kind] if numel >= self.min_numel else 32
+
+    def nbytes(self, numel: int) -> int:
+        """Bytes a moment of ``numel`` elements takes."""
+        bits = self.bits(numel)
+        if bits == 32:
+            return 4 * numel
+        return code_bytes(numel, bits) + 4 * -(-numel // STATE_BLOCK[bits])
 
     def create(self, state: dict[str, Any], name: str, shape: torch.Size, signed: bool) -> None:
         """Add a zero moment to ``state``."""
         numel = shape.numel()
-        if not self.packs(numel):
+        bits = self.bits(numel)
+        if bits == 32:
             state[name] = torch.zeros(shape, dtype=torch.float32)
             return
-        zero_code = 127 if signed else 0
-        state[f"{name}.codes"] = torch.full((numel,), zero_code, dtype=torch.uint8)
-        state[f"{name}.absmax"] = torch.zeros(-(-numel // BLOCK), dtype=torch.float32)
+        zero = _ZERO[bits] if signed else 0
+        state[f"{name}.codes"] = torch.full((code_bytes(numel, bits),), zero, dtype=torch.uint8)
+        state[f"{name}.absmax"] = torch.zeros(-(-numel // STATE_BLOCK[bits]), dtype=torch.float32)
 
     def reset(self, state: dict[str, Any], name: str, signed: bool) -> None:
         """Set a moment to zero in place."""
         if name in state:
             state[name].zero_()
         else:
-            state[f"{name}.codes"].fill_(127 if signed else 0)
+            state[f"{name}.codes"].fill_(_ZERO[STATE_BITS[self.kind]] if signed else 0)
             state[f"{name}.absmax"].zero_()
 
 

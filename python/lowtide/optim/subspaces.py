@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideValueError
-from lowtide.optim.rules import AdamRule
+from lowtide.optim.rules import Rule
 from lowtide.optim.stores import StateStore
 
 
@@ -150,7 +150,7 @@ class LazyDoubling:
 class Stale:
     """Keep the moments as they are (GaLore, Q-GaLore, Fira, APOLLO)."""
 
-    def switch(self, state: dict[str, Any], rule: AdamRule, store: StateStore) -> None:
+    def switch(self, state: dict[str, Any], rule: Rule, store: StateStore) -> None:
         """Called after a refresh that replaced an older basis."""
 
 
@@ -158,7 +158,7 @@ class Stale:
 class Reset:
     """Zero the moments and restart their bias correction (FRUGAL, GRASS)."""
 
-    def switch(self, state: dict[str, Any], rule: AdamRule, store: StateStore) -> None:
+    def switch(self, state: dict[str, Any], rule: Rule, store: StateStore) -> None:
         """Called after a refresh that replaced an older basis."""
         for name, signed in rule.moments:
             store.reset(state, name, signed)

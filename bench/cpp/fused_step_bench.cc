@@ -2,7 +2,7 @@
 // Bytes a parameter: 28 in float32; 16.06 with 8-bit states; 10.06 with 8-bit states, bfloat16
 // weights (stochastic rounding) and gradients. The limit is axpy's, which reads and writes in the
 // ratio 2:1 as these kernels nearly do. Outputs are verified after timing.
-#include "optim/adamw.h"
+#include "optim/fused_step.h"
 
 #include "quant/dynamic_map.h"
 #include "roofline.h"
@@ -46,7 +46,7 @@ struct Problem {
   }
 
   int64_t step(uint64_t t) {
-    AdamTensor a;
+    StepTensor a;
     const bool bf16 = kind == Kind::low_bit_bf16;
     a.n = static_cast<int64_t>(bf16 ? p16.size() : p.size());
     a.weight_store = bf16 ? WeightStore::bf16_stochastic : WeightStore::f32;
@@ -56,9 +56,9 @@ struct Problem {
     if (kind == Kind::f32)
       a.m = m.data(), a.v = v.data();
     else
-      a.m_codes = m_codes.data(), a.v_codes = v_codes.data(), a.m_absmax = m_absmax.data(),
-      a.v_absmax = v_absmax.data();
-    return adamw({a}, make_adam_rule(1e-3, 31.6, 1e-8, 0.9, 0.999, 0.9999, 1.0), 1, t);
+      a.states = StateKind::dynamic8, a.m_codes = m_codes.data(), a.v_codes = v_codes.data(),
+      a.m_absmax = m_absmax.data(), a.v_absmax = v_absmax.data();
+    return fused_step({a}, make_adam_rule(1e-3, 31.6, 1e-8, 0.9, 0.999, 0.9999, 1.0), 1, t);
   }
 
   bool starts_like(const Problem& o, size_t n) const {
