@@ -16,6 +16,7 @@ from lowtide.quant._tensor import Quantized, dequantize, quantize
 # These need torch: loaded on first use.
 _LAZY = {
     "Linear": "_linear",
+    "OutlierLinear": "_outlier_linear",
     "QuantWeight": "_weight",
     "is_quant_weight": "_weight",
     "load_model": "_file",
@@ -23,23 +24,31 @@ _LAZY = {
     "quantize_model_": "_model",
     "save_model": "_file",
 }
-_MODULES = ("qat",)
+_MODULES = ("codebook", "gwq", "outliers", "qat")
 
 if TYPE_CHECKING:
+    from lowtide.quant import codebook as codebook
+    from lowtide.quant import gwq as gwq
+    from lowtide.quant import outliers as outliers
     from lowtide.quant import qat as qat
     from lowtide.quant._file import load_model, save_model
     from lowtide.quant._linear import Linear
     from lowtide.quant._model import model_bytes, quantize_model_
+    from lowtide.quant._outlier_linear import OutlierLinear
     from lowtide.quant._weight import QuantWeight, is_quant_weight
 
 __all__ = [
     "Linear",
+    "OutlierLinear",
     "QuantWeight",
     "Quantized",
+    "codebook",
     "dequantize",
+    "gwq",
     "is_quant_weight",
     "load_model",
     "model_bytes",
+    "outliers",
     "qat",
     "quantize",
     "quantize_model_",
