@@ -21,6 +21,7 @@ try:
 except ImportError as error:
     raise LowtideImportError("lowtide.optim needs torch: pip install 'lowtide[torch]'") from error
 
+from lowtide.optim.convert import from_bitsandbytes, from_torchao, to_bitsandbytes, to_torchao
 from lowtide.optim.engine import Composed
 from lowtide.optim.groups import param_groups
 from lowtide.optim.in_backward import InBackward, in_backward
@@ -72,7 +73,11 @@ __all__ = [
     "SGDRule",
     "Stale",
     "StateStore",
+    "from_bitsandbytes",
+    "from_torchao",
     "in_backward",
     "memory",
     "param_groups",
+    "to_bitsandbytes",
+    "to_torchao",
 ]

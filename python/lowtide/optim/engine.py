@@ -217,7 +217,9 @@ class Composed(Optimizer):
                     "or pass nonfinite='skip'"
                 )
 
-    def _create_state(self, group: dict[str, Any], p: Tensor, state: State) -> None:
+    def _create_state(
+        self, group: dict[str, Any], p: Tensor, state: State, store: StateStore | None = None
+    ) -> None:
         shape = weight_store.shape(p)
         state["step"] = 0
         if "rank" in group and len(shape) >= 2:
@@ -230,7 +232,7 @@ class Composed(Optimizer):
             state["dim"] = cols if side == "right" else rows
             shape = torch.Size((rows, rank) if side == "right" else (rank, cols))
         for name, signed in self._rule.moments:
-            self._store.create(state, name, shape, signed)
+            (store or self._store).create(state, name, shape, signed)
 
     def _hyper(self) -> dict[str, Any]:
         return {name: getattr(self._rule, name) for name in self._rule.hyper}
@@ -410,7 +412,8 @@ class Composed(Optimizer):
 
     def _check_state(self, group: dict[str, Any], p: Tensor, entry: State) -> None:
         want: State = {}
-        self._create_state(group, p, want)
+        # "fp32": converted moments that their library did not code (lowtide.optim.from_torchao).
+        self._create_state(group, p, want, StateStore() if entry.get("fp32") else None)
         for name, value in want.items():
             got = entry.get(name)
             if isinstance(value, Tensor):

@@ -19,6 +19,8 @@ from lowtide.ops.optim import STATE_BLOCK, code_bytes
 
 #: Bits of a code and the bytes that code zero in a moment of both signs; in a positive one they are 0.
 STATE_BITS = {"fp32": 32, "int8": 8, "int4": 4}
+#: Tensors below this size keep fp32 moments by default, as in bitsandbytes and torchao.
+MIN_CODED = 4096
 _ZERO = {8: 127, 4: 0x77}
 
 
@@ -34,7 +36,7 @@ class StateStore:
     """
 
     kind: str = "fp32"
-    min_numel: int = 4096
+    min_numel: int = MIN_CODED
 
     def __post_init__(self) -> None:
         if self.kind not in STATE_BITS:
