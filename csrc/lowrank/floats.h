@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Buffers of the refresh algorithms.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -9,6 +10,12 @@
 
 namespace lowtide::lowrank {
 
+// Memory that was just given back is given out again by the same thread, up to kSpareBytes of it:
+// touching fresh pages would cost a refresh of a usual layer a tenth of its time.
+void* take_buffer(size_t bytes);
+void give_buffer(void* p, size_t bytes) noexcept;
+constexpr size_t kSpareBytes = size_t{8} << 20;
+
 // Leaves new elements uninitialised: every buffer is written by a kernel before it is read.
 template <class T>
 struct Uninitialised : std::allocator<T> {
@@ -16,6 +23,8 @@ struct Uninitialised : std::allocator<T> {
   struct rebind {
     using other = Uninitialised<U>;
   };
+  T* allocate(size_t n) { return static_cast<T*>(take_buffer(n * sizeof(T))); }
+  void deallocate(T* p, size_t n) noexcept { give_buffer(p, n * sizeof(T)); }
   template <class U>
   void construct(U* p) noexcept {
     ::new (static_cast<void*>(p)) U;
@@ -27,6 +36,7 @@ struct Uninitialised : std::allocator<T> {
 };
 
 using Floats = std::vector<float, Uninitialised<float>>;
+using Doubles = std::vector<double, Uninitialised<double>>;
 
 // Bits of the largest |x[i]|: ordered like the values, above every finite one for inf and NaN.
 inline int32_t largest_bits(const float* x, int64_t n) {

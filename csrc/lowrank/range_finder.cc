@@ -9,7 +9,9 @@
 #include "base/error.h"
 #include "base/parallel.h"
 #include "lowrank/eigen.h"
+#include "lowrank/fold.h"
 #include "lowrank/orthonormal.h"
+#include "lowrank/rows.h"
 #include "lowrank/small_dense.h"
 #include "quant/matmul.h"
 #include "random/stream.h"
@@ -26,10 +28,22 @@ constexpr float kTiny = 0x1p-100f;
 // Weight of the previous basis in a warm step, relative to the largest row: directions that the new
 // gradient lacks stay where they were instead of becoming noise.
 constexpr double kKeep = 1e-6;
-// A subspace that overlaps less than this with the previous one gets a second iteration: after one,
-// gradients of consecutive batches (overlap 0.5) were seen at 0.985 of the best energy, after two
-// at 0.996. Slow drifts (0.9) are at 0.999 after one.
-constexpr double kMoved = 0.75;
+// A previous basis that holds this share of the new gradient's energy needs one iteration: 0.995 of
+// the best energy or more was seen after it, but 0.986 where it held 0.55.
+constexpr double kFresh = 0.9;
+// Weight of the previous basis against the folded matrix, relative to the mean energy of a bucket:
+// directions that drown in the noise of folding stay. 0: gradients of consecutive batches end at
+// 0.993 of the best energy or more, flat spectra (k^-0.5) at 0.987; 1/4: 0.991 and 0.994.
+constexpr double kStay = 1.0 / 16;
+// One that is nearer than this to the share of random rows (0; 1: all) is of no use.
+constexpr double kLost = 0.15;
+// An iteration that gained more energy than this calls for one more. Warm: gains of 1.05 led to
+// 0.992 of the best energy, of 1.1 (spectra k^-0.5) to 0.985; second gains of 1.02 to 0.988. Cold,
+// where the gain is that of half an iteration: 1.05 led to 0.991, 1.07 to 0.98.
+constexpr double kSettledFirst = 1.05, kSettledLater = 1.01, kSettledCold = 1.045;
+// Buckets of a folded matrix: below twice the rank, and for small ranks below the second number,
+// folding is too coarse.
+constexpr int64_t kBucketsPerRow = 2, kLeastBuckets = 96;
 
 enum class Range { good, zero_or_tiny, not_finite };
 
@@ -63,6 +77,22 @@ struct Matrix {
   }
 };
 
+// The matrix folded for bases of `rows` (fold.h), or nothing where that would not halve it.
+struct Folded {
+  Floats data;
+  Operand g;
+  int64_t times;
+
+  Folded(const Matrix& x, int64_t rows, const random::Stream& stream)
+      : times(x.e() / std::max(kBucketsPerRow * rows, kLeastBuckets)) {
+    if (times < 2) return;
+    const int64_t buckets = (x.e() + times - 1) / times;
+    data = fold(x.g, x.left, buckets, x.scale, stream);
+    g = x.left ? dense(data.data(), x.d(), buckets) : dense(data.data(), buckets, x.d());
+  }
+  explicit operator bool() const { return !data.empty(); }
+};
+
 // Good enough to multiply with again: conditioned, not orthonormal to the last bit.
 void condition(Floats& y, int64_t rows, int64_t cols) {
   scale_rows(y, rows, cols);
@@ -79,13 +109,34 @@ std::vector<double> leading(const Floats& z, int64_t rows, int64_t cols,
   return vectors;
 }
 
+// l rows that span roughly the leading right singular subspace of x: a Gaussian sketch of the
+// folded matrix and, if that is cheap, one iteration on it. Empty if x cannot be folded.
+Floats sketch(const Matrix& x, int64_t l, const random::Stream& stream) {
+  const Folded folded(x, l, stream);
+  if (!folded) return {};
+  const Matrix small{folded.g, x.left};
+  Floats start(static_cast<size_t>(l * small.e()));
+  random::sample(start.data(), l * small.e(), 0, stream, random::Dist::gaussian);
+  Floats y = small.times(start, l, false);
+  if (range_of(y) != Range::good) return {};
+  if (folded.times < 4) return y;
+  Floats z = small.times(y, l, true);
+  if (range_of(z) != Range::good) return {};
+  condition(z, l, small.e());
+  return small.times(z, l, false);
+}
+
 // False if a product left the range of float: try again with a scaled matrix.
 bool cold(Floats& q, const Matrix& x, int64_t r, const RangeFinder& how,
           const random::Stream& stream) {
   const int64_t l = std::min(r + how.oversample, std::min(x.d(), x.e()));
-  Floats sketch(static_cast<size_t>(l * x.e()));
-  random::sample(sketch.data(), l * x.e(), 0, stream, random::Dist::gaussian);
-  Floats y = x.times(sketch, l, false);
+  Floats y;
+  if (how.power_iters > 0) y = sketch(x, l, stream);
+  if (y.empty()) {
+    Floats start(static_cast<size_t>(l * x.e()));
+    random::sample(start.data(), l * x.e(), 0, stream, random::Dist::gaussian);
+    y = x.times(start, l, false);
+  }
   if (range_of(y) != Range::good) return false;
   std::vector<double> values;
   if (how.power_iters == 0) {
@@ -95,13 +146,16 @@ bool cold(Floats& q, const Matrix& x, int64_t r, const RangeFinder& how,
     multiply_small(q, leading(z, l, x.e(), values).data(), r, l, y.data(), x.d());
     return true;
   }
-  for (int64_t i = 0; i < how.power_iters; ++i) {
+  double gain = 1;
+  for (int64_t i = 0; i < how.power_iters || (i == how.power_iters && gain > kSettledCold); ++i) {
     condition(y, l, x.d());
     Floats z = x.times(y, l, true);
     if (range_of(z) != Range::good) return false;
+    const double before = square_sum(z);
     condition(z, l, x.e());
     y = x.times(z, l, false);
     if (range_of(y) != Range::good) return false;
+    gain = square_sum(y) / before;
   }
   // z has orthonormal rows: the right singular vectors of y = z X are those of X. Rotating and
   // dividing by the singular values is the first pass of a Cholesky-QR.
@@ -119,8 +173,7 @@ bool cold(Floats& q, const Matrix& x, int64_t r, const RangeFinder& how,
 // w (r x r, singular values below sqrt 3) becomes its orthogonal polar factor by Newton-Schulz:
 // singular values grow by 1.5 a step, then converge quadratically. False if some stay near zero.
 bool polar(Floats& w, int64_t r) {
-  double square = 0;
-  for (float v : w) square += static_cast<double>(v) * v;
+  const double square = square_sum(w);
   // An orthonormal pair of bases cannot give more than r; beyond that scale into the safe region.
   const float shrink =
       square > 1.5 * static_cast<double>(r) ? static_cast<float>(1.0 / std::sqrt(square)) : 1.0f;
@@ -140,16 +193,10 @@ bool polar(Floats& w, int64_t r) {
   return false;
 }
 
-// A basis y of the new subspace on its way to the orthonormal one closest to prev.
-struct Turn {
-  Floats fix;  // r x r: fix y has orthonormal rows
-  Floats w;    // r x r: prev (fix y)', the cosines between the two bases
-};
-
-// Conditions y and compares it with prev. Returns the mean squared cosine of the angles between the
-// two subspaces: 1 if nothing moved.
-double compare(Floats& y, int64_t r, int64_t d, const float* prev, Turn& turn) {
-  condition(y, r, d);
+// y, conditioned rows, becomes the orthonormal basis of the same subspace that is closest to prev:
+// orthogonal Procrustes. Where a direction of prev is orthogonal to all of the new ones, there is
+// no closest one, and the rows stay as they are.
+void align(Floats& y, int64_t r, int64_t d, const float* prev) {
   std::vector<double> g(static_cast<size_t>(r * r)), inverse(g.size());
   gram(g.data(), y.data(), r, d);
   if (!cholesky_inverse(g.data(), r, inverse.data())) {
@@ -157,71 +204,117 @@ double compare(Floats& y, int64_t r, int64_t d, const float* prev, Turn& turn) {
     std::fill(inverse.begin(), inverse.end(), 0.0);
     for (int64_t i = 0; i < r; ++i) inverse[static_cast<size_t>(i * r + i)] = 1.0;
   }
-  Floats t(g.size());
-  turn.fix.resize(g.size());
-  turn.w.resize(g.size());
-  for (size_t i = 0; i < g.size(); ++i) turn.fix[i] = static_cast<float>(inverse[i]);
+  // fix y has orthonormal rows, w = prev (fix y)'; the result is polar(w) fix y.
+  Floats fix(g.size()), t(g.size()), w(g.size()), q(y.size());
+  for (size_t i = 0; i < g.size(); ++i) fix[i] = static_cast<float>(inverse[i]);
   matmul(t.data(), dense(prev, r, d), false, dense(y.data(), r, d), true);
-  matmul(turn.w.data(), dense(t.data(), r, r), false, dense(turn.fix.data(), r, r), true);
-  double square = 0;
-  for (float v : turn.w) square += static_cast<double>(v) * v;
-  return square / static_cast<double>(r);
-}
-
-// Orthogonal Procrustes: y = polar(w) fix y. Without a polar factor (a direction of prev that is
-// orthogonal to all of the new ones) the rows stay orthonormal and unaligned.
-void align(Floats& y, int64_t r, int64_t d, Turn& turn) {
-  Floats q(y.size()), t(turn.w.size());
-  const bool aligned = polar(turn.w, r);
-  if (aligned)
-    matmul(t.data(), dense(turn.w.data(), r, r), false, dense(turn.fix.data(), r, r), false);
-  matmul(q.data(), dense((aligned ? t : turn.fix).data(), r, r), false, dense(y.data(), r, d),
-         false);
+  matmul(w.data(), dense(t.data(), r, r), false, dense(fix.data(), r, r), true);
+  const bool aligned = polar(w, r);
+  if (aligned) matmul(t.data(), dense(w.data(), r, r), false, dense(fix.data(), r, r), false);
+  matmul(q.data(), dense((aligned ? t : fix).data(), r, r), false, dense(y.data(), r, d), false);
   y.swap(q);
-}
-
-void align(Floats& y, int64_t r, int64_t d, const float* prev) {
-  Turn turn;
-  compare(y, r, d, prev, turn);
-  align(y, r, d, turn);
 }
 
 double largest_row(const Floats& y, int64_t rows, int64_t cols) {
   double most = 0;
-  for (int64_t i = 0; i < rows; ++i) {
-    double lane[8] = {};
-    const float* row = y.data() + i * cols;
-    int64_t k = 0;
-    for (; k + 8 <= cols; k += 8)
-      for (int j = 0; j < 8; ++j) lane[j] += static_cast<double>(row[k + j]) * row[k + j];
-    for (int j = 0; k + j < cols; ++j) lane[j] += static_cast<double>(row[k + j]) * row[k + j];
-    most = std::max(most, ((lane[0] + lane[1]) + (lane[2] + lane[3])) +
-                              ((lane[4] + lane[5]) + (lane[6] + lane[7])));
-  }
+  for (int64_t i = 0; i < rows; ++i) most = std::max(most, square_sum(y.data() + i * cols, cols));
   return std::sqrt(most);
 }
 
-bool warm(Floats& q, const Matrix& x, int64_t r, const float* prev) {
+// Rows times the power of two that brings the largest element to [1/2, 1); returns it.
+float scale_all(Floats& z) {
+  int exponent = 0;
+  std::frexp(
+      bits_float(static_cast<uint32_t>(largest_bits(z.data(), static_cast<int64_t>(z.size())))),
+      &exponent);
+  const float unit = std::ldexp(1.0f, std::clamp(-exponent, -100, 100));
+  for (float& v : z) v *= unit;
+  return unit;
+}
+
+// A sixteenth of the rows of x or 64 of them, in four places.
+struct Sample {
+  std::vector<Operand> parts;
+  const Matrix& x;
+  double energy = 0;
+
+  explicit Sample(const Matrix& matrix) : x(matrix) {
+    const bool f32 = x.g.store == quant::Store::f32;
+    if (!f32 && x.g.store != quant::Store::bf16) return;  // codes cannot be cut anywhere
+    const int64_t n = std::max<int64_t>((x.e() + 63) / 64, std::min<int64_t>(16, (x.e() + 3) / 4));
+    Floats buffer;
+    for (int64_t b = 0; b < 4; ++b) {
+      const int64_t first = x.e() * b / 4, rows = std::min(n, x.e() * (b + 1) / 4 - first);
+      Operand g = x.g;
+      const int64_t at = x.left ? first : first * g.stride;
+      g.data = static_cast<const char*>(g.data) + at * (f32 ? 4 : 2);
+      (x.left ? g.cols : g.rows) = rows;
+      parts.push_back(g);
+      for (int64_t i = 0; i < g.rows; ++i) energy += square_sum(row_of(g, i, buffer), g.cols);
+    }
+    energy *= static_cast<double>(x.scale) * x.scale;
+  }
+
+  // The share of its energy that (nearly) orthonormal rows hold; 1/2 if unknown.
+  double share(const Floats& rows, int64_t r) const {
+    double held = 0;
+    for (const Operand& g : parts)
+      held += square_sum(Matrix{g, x.left, x.scale}.times(rows, r, true));
+    return energy > 0 ? held / energy : 0.5;
+  }
+};
+
+// One iteration from prev on the folded matrix, which costs a fraction of one on the whole: the new
+// basis is near enough then for one on the whole to do. False if x cannot be folded.
+bool approach(Floats& start, const Matrix& x, int64_t r, const random::Stream& stream) {
+  const Folded folded(x, r, stream);
+  if (!folded) return false;
+  const Matrix small{folded.g, x.left};
+  Floats z = small.times(start, r, true);
+  if (range_of(z) != Range::good) return false;
+  const float unit = scale_all(z);
+  Floats q = small.times(z, r, false);
+  const double stay = kStay * square_sum(folded.data) / static_cast<double>(small.e()) * unit;
+  if (range_of(q) != Range::good || !(stay < 0x1p100)) return false;
+  const auto weight = static_cast<float>(stay);
+  for (size_t i = 0; i < q.size(); ++i) q[i] += weight * start[i];
+  condition(q, r, x.d());
+  start.swap(q);
+  return true;
+}
+
+bool cold_then_align(Floats& q, const Matrix& x, int64_t r, const RangeFinder& how,
+                     const float* prev, const random::Stream& stream) {
+  if (!cold(q, x, r, how, stream)) return false;
+  align(q, r, x.d(), prev);
+  return true;
+}
+
+bool warm(Floats& q, const Matrix& x, int64_t r, const RangeFinder& how, const float* prev,
+          const random::Stream& stream) {
   Floats start(prev, prev + r * x.d());
-  Turn turn;
-  for (int round = 0;; ++round) {
+  const Sample sample(x);
+  double share = sample.share(start, r);
+  const double chance = static_cast<double>(r) / static_cast<double>(x.d());
+  if (share < chance + kLost * (1 - chance)) return cold_then_align(q, x, r, how, prev, stream);
+  const bool fresh = share >= kFresh;
+  if (!fresh && approach(start, x, r, stream)) share = sample.share(start, r);
+  for (int round = 1;; ++round) {
     Floats z = x.times(start, r, true);
     if (range_of(z) != Range::good) return false;
-    // One power of two for all rows keeps (G'G + keep) prev what it is.
-    int exponent = 0;
-    std::frexp(
-        bits_float(static_cast<uint32_t>(largest_bits(z.data(), static_cast<int64_t>(z.size())))),
-        &exponent);
-    const float unit = std::ldexp(1.0f, std::clamp(-exponent, -100, 100));
-    for (float& v : z) v *= unit;
+    scale_all(z);  // as one, so that (G'G + keep) start is what it was
     q = x.times(z, r, false);
     if (range_of(q) != Range::good) return false;
     const float keep = static_cast<float>(kKeep * largest_row(q, r, x.d()));
     for (size_t i = 0; i < q.size(); ++i) q[i] += keep * start[i];
-    if (compare(q, r, x.d(), prev, turn) >= kMoved || round == 1) break;
-    start = q;
+    condition(q, r, x.d());
+    if (fresh || round == 3) break;
+    const double before = share;
+    share = sample.share(q, r);
+    if (share <= (round == 1 ? kSettledFirst : kSettledLater) * before) break;
+    start.swap(q);
   }
-  align(q, r, x.d(), turn);
+  align(q, r, x.d(), prev);
   return true;
 }
 
@@ -292,15 +385,13 @@ void track_range(float* q, const Operand& g, Side side, const RangeFinder& how, 
   require(largest_bits(prev, r * d) < kInfinityBits,
           "the previous basis is not finite; start again without it");
   Floats basis;
-  const auto cold_then_align = [&](const Matrix& x) {
-    if (!cold(basis, x, r, how, stream)) return false;
-    align(basis, r, d, prev);
-    return true;
-  };
-  if (!with_scale(g, side, [&](const Matrix& x) { return warm(basis, x, r, prev); }) &&
+  if (!with_scale(g, side, [&](const Matrix& x) { return warm(basis, x, r, how, prev, stream); }) &&
       // Zero, or orthogonal to the previous basis.
-      !with_scale(g, side, cold_then_align)) {
+      !with_scale(g, side, [&](const Matrix& x) {
+        return cold_then_align(basis, x, r, how, prev, stream);
+      })) {
     basis.assign(prev, prev + r * d);
+    condition(basis, r, d);
     align(basis, r, d, prev);
   }
   std::copy(basis.begin(), basis.end(), q);

@@ -3,9 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "base/parallel.h"
+#include "lowrank/floats.h"
 #include "lowrank/small_dense_table.h"
 
 namespace lowtide::lowrank {
@@ -39,15 +39,17 @@ void gram(double* g, const float* y, int64_t rows, int64_t depth) {
   const GramPlan plan = gram_plan(rows, depth);
   const int64_t padded = plan.padded, chunks = plan.chunks, step = plan.step;
   const auto& table = kTables.get();
-  std::vector<double> part(static_cast<size_t>(chunks * padded * padded));
-  std::vector<double> work(static_cast<size_t>(chunks * padded * kGramDepth));
+  Doubles part(static_cast<size_t>(chunks * padded * padded));
+  Doubles work(static_cast<size_t>(chunks * padded * kGramDepth));
   const int64_t chunk_work = padded * padded * step / 2;
   parallel_for(chunks, 1 + (int64_t{1} << 19) / chunk_work, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c)
+    for (int64_t c = begin; c < end; ++c) {
+      std::fill_n(part.data() + c * padded * padded, padded * padded, 0.0);
       for (int64_t k = c * step; k < std::min(depth, (c + 1) * step); k += kGramDepth)
         table.gram_block(part.data() + c * padded * padded, y + k, depth, rows,
                          std::min(kGramDepth, std::min(depth, (c + 1) * step) - k), padded,
                          work.data() + c * padded * kGramDepth);
+    }
   });
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j <= i; ++j) {

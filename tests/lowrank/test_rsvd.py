@@ -61,6 +61,34 @@ def test_warm_start_follows_a_drifting_gradient() -> None:
         q = new
 
 
+# Exact top-r energy is the measure; 600 is long enough to be folded, 110 is not.
+@pytest.mark.parametrize("decay", [0.5, 0.7, 1.0, 2.0])
+@pytest.mark.parametrize(("shape", "side"), [((96, 600), "left"), ((600, 96), "right"), ((110, 96), "right")])
+def test_warm_start_from_a_far_basis(shape: tuple[int, int], side: str, decay: float) -> None:
+    g = gradient(*shape, decay=decay, noise=0.3)
+    want = best(g, 24)
+    d = shape[1] if side == "right" else shape[0]
+    assert captured(g, ops.rsvd(g, 24, side=side), side) >= 0.99 * want
+    random = torch.linalg.qr(torch.randn(d, 24, generator=torch.Generator().manual_seed(5))).Q.T.contiguous()
+    unrelated = ops.rsvd(gradient(*shape, decay=decay, seed=9), 24, side=side)
+    for prev in (random, unrelated):
+        assert captured(g, prev, side) < 0.6 * want
+        q = ops.rsvd(g, 24, side=side, prev=prev)
+        orthonormal(q)
+        assert captured(g, q, side) >= 0.99 * want
+        # Aligned as far as the subspaces overlap at all.
+        assert torch.linalg.vecdot(q, prev).mean() > 0
+
+
+def test_warm_start_from_the_answer_stays_there() -> None:
+    for shape, side in (((96, 600), "left"), ((110, 96), "right")):
+        g = gradient(*shape, decay=0.5)
+        u, _, vh = torch.linalg.svd(g, full_matrices=False)
+        exact = (vh[:24] if side == "right" else u[:, :24].T).contiguous()
+        q = ops.rsvd(g, 24, side=side, prev=exact)
+        assert captured(g, q, side) >= 0.995 * best(g, 24)
+
+
 def test_views_and_shapes() -> None:
     g = gradient(40, 70)
     want = ops.rsvd(g, 9, side="right", seed=2)

@@ -71,14 +71,20 @@ class SVD:
 class RandomizedSVD:
     """Randomized range finder (Halko, Martinsson and Tropp 2011; GaLore 2, arXiv 2504.20437), native.
 
-    The Gaussian sketch has an address, so every replica finds the same basis. With a previous basis and
-    ``warm_start``, one subspace iteration replaces the sketch, and the rows stay aligned with the previous ones
-    (orthogonal Procrustes), so that moments kept in the old basis keep their meaning.
+    The sketch is random but has an address, so every replica finds the same basis. Where the other side of G
+    is four times ``rank`` or longer, it is taken from G folded along that side (Clarkson and Woodruff 2013, arXiv
+    1207.6365), at a fraction of the cost.
+
+    With a previous basis and ``warm_start``, subspace iterations start there: one if it still holds nine tenths of
+    the gradient's energy (judged by a sample), else one on the folded G and one or more on G itself. The rows stay
+    aligned with the previous ones (orthogonal Procrustes), so that moments kept in the old basis keep their
+    meaning. A basis that holds no more than a random one would is only used for the alignment.
 
     Args:
         rank: rows of the basis, >= 1; clamped to min(m, n).
         oversample: extra rows of the sketch, >= 0.
-        power_iters: products with GᵀG after the sketch, >= 0; 1 means three passes over G in all.
+        power_iters: products with GᵀG after the sketch, >= 0; 1 means three passes over G in all. If it is not
+            0 and the last product gained more than 4.5 % of energy (flat spectra), there is one more.
         warm_start: use ``prev``, if given.
     """
 

@@ -166,6 +166,56 @@ TEST(RangeFinder, OneDigestEverywhere) {
       });
 }
 
+// The long side (520) is folded, with and without an iteration on the fold; bf16 too.
+TEST(RangeFinder, OneDigestEverywhereFolded) {
+  const auto g = gradient(40, 520, 0.5, 3), h = gradient(40, 520, 0.5, 33);
+  std::vector<uint16_t> bf16;
+  for (float v : h) bf16.push_back(float_to_bf16(v));
+  quant::Operand half = quant::dense(nullptr, 40, 520);
+  half.store = quant::Store::bf16, half.data = bf16.data();
+  for (int64_t rank : {10, 30})
+    same_everywhere([&] {
+      const auto q = cold(g, 40, 520, Side::left, rank);
+      Floats w(q.size());
+      track_range(w.data(), half, Side::left, {rank, 8, 1}, q.data(), Stream{});
+      return digest(q) ^ digest(w) ^ digest(warm(h, 40, 520, Side::left, rank, q));
+    });
+}
+
+// A matrix of a few rows that cancel, or all equal, where two of them share a place of the fold.
+TEST(RangeFinder, FoldingLosesNoRow) {
+  const int64_t m = 600, n = 40, r = 3;
+  const auto v = noise(3 * n, 8);
+  for (int64_t apart = 90; apart < 130; ++apart)
+    for (float sign : {1.0f, -1.0f}) {
+      Floats g(static_cast<size_t>(m * n), 0.0f);
+      for (int64_t t = 0; t < 3; ++t)
+        for (int64_t j = 0; j < n; ++j) {
+          g[static_cast<size_t>((t + 5) * n + j)] = v[static_cast<size_t>(t * n + j)];
+          g[static_cast<size_t>((t + 5 + apart) * n + j)] =
+              sign * v[static_cast<size_t>(t * n + j)];
+        }
+      const auto q = cold(g, m, n, Side::right, r);
+      ASSERT_NEAR(energy(g, m, n, Side::right, q), 1, 1e-5) << apart << " " << sign;
+      const auto w = warm(g, m, n, Side::right, r, cold(filled(m * n, 5), m, n, Side::right, r));
+      ASSERT_NEAR(energy(g, m, n, Side::right, w), 1, 1e-5) << apart << " " << sign;
+    }
+}
+
+// Flat spectra get one more iteration; a far basis comes as near as a cold start.
+TEST(RangeFinder, EnergySettles) {
+  const int64_t m = 80, n = 640, r = 16;
+  const auto g = gradient(m, n, 0.5, 4, 80);
+  const double best = best_energy(g, m, n, r);
+  for (Side side : {Side::left, Side::right}) {
+    EXPECT_GE(energy(g, m, n, side, cold(g, m, n, side, r)), 0.99 * best);
+    const auto other = cold(filled(m * n, 6), m, n, side, r);
+    const auto w = warm(g, m, n, side, r, other);
+    expect_orthonormal(w, side_length(m, n, side));
+    EXPECT_GE(energy(g, m, n, side, w), 0.99 * best);
+  }
+}
+
 TEST(RangeFinder, WarmStartKeepsRowsAndSigns) {
   const int64_t m = 60, n = 80, r = 12;
   const auto g = gradient(m, n, 0.7, 4);
