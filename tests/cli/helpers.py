@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 VOCAB = 300
-METHODS = ("adamw", "adamw8bit", "galore", "galore8bit", "qgalore")
+METHODS = ("adamw", "adamw8bit", "adamw4bit", "lion8bit", "galore", "galore8bit", "qgalore")
 
 
 def make_model(

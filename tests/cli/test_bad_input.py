@@ -91,6 +91,10 @@ def test_settings(refused: Refused, changes: dict[str, Any], says: str) -> None:
     assert says in refused(**changes)
 
 
+def test_eps_where_the_rule_has_none(refused: Refused) -> None:
+    assert "eps does nothing for lion8bit" in refused(method="lion8bit", eps=1e-8)
+
+
 def test_betas(refused: Refused, model: Path, data: Path, tmp_path: Path) -> None:
     assert "betas: got (1.0, 0.5)" in refused("--betas", "1", "0.5")
 

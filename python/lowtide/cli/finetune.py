@@ -68,8 +68,14 @@ def add_parser(commands: Any) -> None:
     option("rank", "rank of low-rank methods", type=int, metavar="R")
     option("update_proj_gap", "steps between refreshes of the subspace", type=int, metavar="T")
     option("scale", "factor on low-rank updates", type=float, metavar="X")
-    option("betas", "decay rates of the moments", type=float, nargs=2, metavar=("B1", "B2"))
-    option("eps", "added to the root of the second moment", type=float, metavar="X")
+    option(
+        "betas",
+        "decay rates of the moments (default: the method's)",
+        type=float,
+        nargs=2,
+        metavar=("B1", "B2"),
+    )
+    option("eps", "added to the root of the second moment (default: the method's)", type=float, metavar="X")
     option("weight_decay", "decoupled weight decay", type=float, metavar="X")
     option("grad_clip", "clip the norm of all gradients together to X; they are then all held at once (default: no clipping)",
            type=float, metavar="X")  # fmt: skip

@@ -36,8 +36,8 @@ class FinetuneConfig:
     """Settings of a fine-tuning run. Construction raises `ConfigError` naming the first wrong setting.
 
     `model` is a local directory that transformers loads as a causal language model, `data` a .txt, .md or .jsonl
-    file, `out` the run's own directory. `lr=None` and `weights="auto"` take the method's default. `rank`, `update_proj_gap` and
-    `scale` matter to low-rank methods only; `scale` (GaLore's alpha) is 4 and not pre-training's 0.25 because embeddings
+    file, `out` the run's own directory. `lr`, `betas` and `eps` of None and `weights="auto"` take the
+    method's default. `rank`, `update_proj_gap` and `scale` matter to low-rank methods only; `scale` (GaLore's alpha) is 4 and not pre-training's 0.25 because embeddings
     and norms train at full rank with the same rate. `freeze` is a regular expression searched in parameter names: those
     parameters are not trained. `release_memory` makes malloc hand freed blocks back at once, for the whole process
     (glibc; 5 to 10 % of the time for a smaller resident set). Sizes count tokens (`seq_len`) and windows (`batch_size`).
@@ -52,8 +52,8 @@ class FinetuneConfig:
     rank: int = 128
     update_proj_gap: int = 200
     scale: float = 4.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
     weight_decay: float = 0.0
     grad_clip: float | None = None
     steps: int = 200
@@ -93,14 +93,19 @@ class FinetuneConfig:
         self._integer("rank", 1, "64 or 128 suit most models")
         self._integer("update_proj_gap", 1, "200 is the default")
         self._positive("scale", "4 is the default")
-        object.__setattr__(
-            self, "betas", tuple(self.betas) if isinstance(self.betas, (list, tuple)) else self.betas
-        )
-        self._require(
-            isinstance(self.betas, tuple) and len(self.betas) == 2 and all(_number(b) and 0 <= b < 1 for b in self.betas),
-            "betas", "two numbers in [0, 1)", "0.9 0.999 is the default",
-        )  # fmt: skip
-        self._positive("eps", "1e-8 is the default")
+        if self.betas is not None:
+            object.__setattr__(
+                self, "betas", tuple(self.betas) if isinstance(self.betas, (list, tuple)) else self.betas
+            )
+            self._require(
+                isinstance(self.betas, tuple) and len(self.betas) == 2
+                and all(_number(b) and 0 <= b < 1 for b in self.betas),
+                "betas", "two numbers in [0, 1)", "0.9 0.999 is AdamW's default",
+            )  # fmt: skip
+        if self.eps is not None:
+            self._positive("eps", "1e-8 is AdamW's default")
+            if not METHODS[self.method].eps:
+                raise ConfigError(f"eps does nothing for {self.method}, whose rule has none; leave it out")
         ok = _number(self.weight_decay) and self.weight_decay >= 0
         self._require(ok, "weight_decay", "a finite number >= 0", "0 is the default")
         if self.grad_clip is not None:
@@ -159,7 +164,7 @@ class FinetuneConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `FinetuneConfig(**config.to_dict())` gives the same settings."""
         values = dataclasses.asdict(self)
-        values["betas"] = list(self.betas)
+        values["betas"] = None if self.betas is None else list(self.betas)
         return values
 
     def frozen(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Method:
     low_rank: bool = False
     weights: str = "fp32"
     in_backward: bool = False
+    eps: bool = True  # whether the rule has an epsilon
 
 
 WEIGHTS = ("fp32", "int8")
@@ -33,6 +34,8 @@ WEIGHTS = ("fp32", "int8")
 METHODS: Mapping[str, Method] = {
     "adamw": Method("AdamW", "AdamW with fp32 states (the reference)", lr=1e-4),
     "adamw8bit": Method("AdamW8bit", "AdamW with 8-bit block states", lr=1e-4),
+    "adamw4bit": Method("AdamW4bit", "AdamW with 4-bit block states", lr=1e-4),
+    "lion8bit": Method("Lion8bit", "Lion with its one moment in 8-bit blocks", lr=1e-5, eps=False),
     "galore": Method("GaLoreAdamW", "AdamW in a low-rank subspace of the gradient", lr=1e-4, low_rank=True, in_backward=True),
     "galore8bit": Method(
         "GaLoreAdamW8bit", "GaLore with 8-bit block states", lr=1e-4, low_rank=True, in_backward=True
@@ -131,13 +134,9 @@ class Updater:
         else:
             packed = lowtide.quant.is_quant_weight
             params = [p for p in model.parameters() if (p.quant.trainable if packed(p) else p.requires_grad)]
+        given = {name: value for name in ("betas", "eps") if (value := getattr(config, name)) is not None}
         optimizer = kind(
-            params,
-            lr=config.peak_lr,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            seed=config.seed,
+            params, lr=config.peak_lr, weight_decay=config.weight_decay, seed=config.seed, **given
         )
         self._in_backward = config.frees_gradients
         self._optimizer: Any = lowtide.optim.in_backward(optimizer, model) if self._in_backward else optimizer
