@@ -80,4 +80,30 @@ LT_HD uint16_t float_to_bf16_sr(float x, uint32_t r16) {
   return static_cast<uint16_t>((u + r16) >> 16);
 }
 
+// IEEE half precision. 2^112 moves the exponent's bias from 15 to 127 and normalises what was
+// denormal; both ways are exact.
+LT_HD float half_to_float(uint16_t h) {
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
+  const uint32_t bits = static_cast<uint32_t>(h & 0x7fffu) << 13;
+  if ((h & 0x7c00u) == 0x7c00u) return bits_float(sign | bits | 0x7f800000u);
+  return bits_float(sign | float_bits(bits_float(bits) * 0x1p112f));
+}
+
+// Round to nearest even, overflow to infinity; NaN stays NaN (quiet, payload truncated).
+LT_HD uint16_t float_to_half(float x) {
+  const uint32_t u = float_bits(x) & 0x7fffffffu;
+  const uint32_t sign = (float_bits(x) >> 16) & 0x8000u;
+  uint32_t h;
+  if (u > 0x7f800000u) {
+    h = 0x7e00u | ((u >> 13) & 0x3ffu);
+  } else if (u >= 0x477ff000u) {  // 65520 rounds up
+    h = 0x7c00u;
+  } else if (u < 0x38800000u) {  // adding 1/2 leaves the denormal's bits at the bottom, rounded
+    h = float_bits(bits_float(u) + 0.5f) - 0x3f000000u;
+  } else {
+    h = (u - 0x38000000u + 0xfffu + ((u >> 13) & 1u)) >> 13;
+  }
+  return static_cast<uint16_t>(sign | h);
+}
+
 }  // namespace lowtide

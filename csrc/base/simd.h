@@ -291,5 +291,35 @@ LT_SIMD vu16 float_to_bf16(vf32 x) {
   return __builtin_convertvector(r, vu16);
 }
 
+// IEEE half bits <-> float, as half_to_float and float_to_half of base/hd.h.
+LT_SIMD vf32 half_to_float(vu16 h) {
+#if defined(__AVX512F__)
+  return (vf32)_mm512_cvtph_ps((__m256i)h);
+#elif defined(__AVX2__)
+  return (vf32)_mm256_cvtph_ps((__m128i)h);
+#else
+  const vu32 w = __builtin_convertvector(h, vu32);
+  const vu32 bits = (w & 0x7fffu) << 13;
+  const vu32 finite = as_u(as_f(bits) * 0x1p112f);
+  const vu32 magnitude = (w & 0x7c00u) == 0x7c00u ? bits | 0x7f800000u : finite;
+  return as_f(magnitude | (w & 0x8000u) << 16);
+#endif
+}
+LT_SIMD vu16 float_to_half(vf32 x) {
+#if defined(__AVX512F__)
+  return (vu16)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__AVX2__)
+  return (vu16)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
+#else
+  const vu32 u = as_u(x) & 0x7fffffffu;
+  const vu32 small = as_u(as_f(u) + 0.5f) - 0x3f000000u;
+  vu32 r = (u - 0x38000000u + 0xfffu + ((u >> 13) & 1u)) >> 13;
+  r = u < 0x38800000u ? small : r;
+  r = u >= 0x477ff000u ? splat_u(0x7c00u) : r;
+  r = u > 0x7f800000u ? 0x7e00u | ((u >> 13) & 0x3ffu) : r;
+  return __builtin_convertvector(r | (as_u(x) >> 16 & 0x8000u), vu16);
+#endif
+}
+
 }  // namespace
 }  // namespace lowtide

@@ -37,6 +37,16 @@ __device__ __forceinline__ void load4(const uint16_t* p, int live, bool vectors,
     for (int j = 0; j < 4; ++j) x[j] = j < live ? bf16_to_float(p[j]) : 0.0f;
   }
 }
+__device__ __forceinline__ void load4_half(const uint16_t* p, int live, bool vectors, float x[4]) {
+  if (vectors && live == 4) {
+    const uint2 v = *reinterpret_cast<const uint2*>(p);
+    x[0] = half_to_float(static_cast<uint16_t>(v.x)), x[1] = half_to_float(v.x >> 16);
+    x[2] = half_to_float(static_cast<uint16_t>(v.y)), x[3] = half_to_float(v.y >> 16);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) x[j] = j < live ? half_to_float(p[j]) : 0.0f;
+  }
+}
 // Four bytes in one word, the first lowest.
 __device__ __forceinline__ uint32_t load4(const uint8_t* p, int live, bool vectors) {
   if (vectors && live == 4) return *reinterpret_cast<const uint32_t*>(p);

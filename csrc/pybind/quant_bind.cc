@@ -4,21 +4,23 @@
 #include "base/error.h"
 #include "bindings.h"
 #include "quant/group_codec.h"
+#include "quant/group_map.h"
 #include "quant/requant.h"
 
 namespace lowtide::bind {
 namespace {
 
-// bf16 arrives as uint16: NumPy has no such dtype of its own.
 using Bytes = Array<uint8_t>;
 using Floats = Array<float>;
 
+// bf16 arrives as uint16: NumPy has no such dtype of its own.
 quant::FloatType float_type(const py::array& a) {
   require((a.flags() & py::array::c_style) != 0, "arrays must be contiguous in C order");
   if (py::isinstance<py::array_t<float>>(a)) return quant::FloatType::f32;
-  require(py::isinstance<py::array_t<uint16_t>>(a),
-          "arrays must be float32, or bfloat16 as uint16");
-  return quant::FloatType::bf16;
+  if (py::isinstance<py::array_t<uint16_t>>(a)) return quant::FloatType::bf16;
+  require(a.dtype().kind() == 'f' && a.itemsize() == 2 && a.dtype().byteorder() == '=',
+          "arrays must be float32, float16, or bfloat16 as uint16");
+  return quant::FloatType::f16;
 }
 
 quant::GroupShape shape_of(const py::array& full, int bits, int64_t group, const Bytes& codes,
@@ -40,7 +42,7 @@ void bind_quant(py::module_& m) {
       "quantize_group",
       [](const py::array& x, Bytes codes, Floats scale, std::optional<Bytes> zero, int bits,
          int64_t group, bool stochastic, int range, uint64_t seed, uint64_t step, uint32_t slot,
-         uint32_t param, uint32_t role, int64_t offset) {
+         uint32_t param, uint32_t role, int64_t offset, bool bf16_scale) {
         const auto type = float_type(x);
         const quant::GroupMatrix dst{out(codes), out(scale), zero ? out(*zero) : nullptr,
                                      shape_of(x, bits, group, codes, scale, zero)};
@@ -50,13 +52,44 @@ void bind_quant(py::module_& m) {
             src, type, dst,
             {stochastic ? quant::Rounding::stochastic : quant::Rounding::nearest,
              static_cast<quant::Range>(range), random::Stream{seed, step, slot, param, role},
-             offset});
+             offset, bf16_scale});
       },
       py::arg("x"), py::arg("codes").noconvert(), py::arg("scale").noconvert(),
       py::arg("zero").noconvert(), py::arg("bits"), py::arg("group"), py::arg("stochastic"),
       py::arg("range"), py::arg("seed"), py::arg("step"), py::arg("slot"), py::arg("param"),
-      py::arg("role"), py::arg("offset"),
+      py::arg("role"), py::arg("offset"), py::arg("bf16_scale") = false,
       "Writes codes, scale and zero; returns the number of non-finite elements.");
+  m.def(
+      "quantize_map",
+      [](const py::array& x, Bytes codes, Floats scale, int map, int64_t group, bool stochastic,
+         uint64_t seed, uint64_t step, uint32_t slot, uint32_t param, uint32_t role, int64_t offset,
+         bool bf16_scale) {
+        const auto type = float_type(x);
+        const quant::GroupMatrix dst{out(codes), out(scale), nullptr,
+                                     shape_of(x, 4, group, codes, scale, std::nullopt)};
+        const void* src = x.data();
+        py::gil_scoped_release nogil;
+        return quant::quantize_map(
+            src, type, static_cast<quant::LevelMap>(map), dst,
+            {stochastic ? quant::Rounding::stochastic : quant::Rounding::nearest,
+             random::Stream{seed, step, slot, param, role}, offset, bf16_scale});
+      },
+      py::arg("x"), py::arg("codes").noconvert(), py::arg("scale").noconvert(), py::arg("map"),
+      py::arg("group"), py::arg("stochastic"), py::arg("seed"), py::arg("step"), py::arg("slot"),
+      py::arg("param"), py::arg("role"), py::arg("offset"), py::arg("bf16_scale"),
+      "Writes codes and scale; returns the number of non-finite elements.");
+  m.def(
+      "dequantize_map",
+      [](const Bytes& codes, const Floats& scale, py::array dst, int map, int64_t group) {
+        const auto type = float_type(dst);
+        const quant::ConstGroupMatrix src{codes.data(), scale.data(), nullptr,
+                                          shape_of(dst, 4, group, codes, scale, std::nullopt)};
+        void* p = dst.mutable_data();
+        py::gil_scoped_release nogil;
+        quant::dequantize_map(src, static_cast<quant::LevelMap>(map), p, type);
+      },
+      py::arg("codes").noconvert(), py::arg("scale").noconvert(), py::arg("out"), py::arg("map"),
+      py::arg("group"));
   m.def(
       "dequantize_group",
       [](const Bytes& codes, const Floats& scale, const std::optional<Bytes>& zero, py::array dst,

@@ -45,7 +45,8 @@ int64_t quantize_groups(const void* x, FloatType type, const GroupMatrix& out,
                            static_cast<uint64_t>(options.offset),
                            random::derive_key(s.seed, s.step, s.slot),
                            s.param,
-                           s.role};
+                           s.role,
+                           options.bf16_scale};
   const auto& table = kTables.get();
   std::atomic<int64_t> bad{0};
   parallel_for(groups(out.shape), grain_groups(out.shape), [&](int64_t begin, int64_t end) {

@@ -21,25 +21,8 @@ struct Job {
   uint64_t offset;
   random::NoiseSource noise;
   int64_t groups;
+  bool bf16_scale;
 };
-
-__device__ __forceinline__ void load_any4(const void* x, FloatType type, int64_t at, int live,
-                                          float v[4]) {
-  if (type == FloatType::f32) {
-    const float* p = static_cast<const float*>(x) + at;
-    load4(p, live, aligned(p, 16), v);
-  } else {
-    const uint16_t* p = static_cast<const uint16_t*>(x) + at;
-    load4(p, live, aligned(p, 8), v);
-  }
-}
-
-__device__ __forceinline__ int64_t first_group() {
-  return static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-}
-__device__ __forceinline__ int64_t group_stride() {
-  return static_cast<int64_t>(gridDim.x) * (kThreads / 32);
-}
 
 // Three blocks an SM: left alone, ptxas squeezes it into 64 registers and spills.
 __global__ void __launch_bounds__(kThreads, 3)
@@ -74,7 +57,8 @@ __global__ void __launch_bounds__(kThreads, 3)
           if (window + 128 * h + 4 * lane + j < w.n)
             mn = fminf(mn, v[h][j]), mx = fmaxf(mx, v[h][j]);
     }
-    const GroupParams p = group_params(warp_min(mn), warp_max(mx), bits, job.scheme, job.range);
+    const GroupParams p =
+        group_params(warp_min(mn), warp_max(mx), bits, job.scheme, job.range, job.bf16_scale);
     if (lane == 0) {
       job.out.scale[g] = p.scale;
       if (job.out.zero != nullptr) job.out.zero[g] = static_cast<uint8_t>(p.zero);
@@ -121,30 +105,30 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int j = 0; j < 4; ++j)
         v[j] = decode(static_cast<int>(word >> (8 * j) & 255u), zero, scale);
-      if (type == FloatType::f32) {
-        float* p = static_cast<float*>(out) + w.first + i;
-        store4(p, live, aligned(p, 16), v);
-      } else {
-        uint16_t* p = static_cast<uint16_t*>(out) + w.first + i;
-        const uint16_t h[4] = {float_to_bf16(v[0]), float_to_bf16(v[1]), float_to_bf16(v[2]),
-                               float_to_bf16(v[3])};
-        store4(p, live, aligned(p, 8), h);
-      }
+      store_any4(out, type, w.first + i, live, v);
     }
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    count_nonfinite(const void* x, FloatType type, int64_t n, unsigned long long* nonfinite) {
+template <FloatType kType>
+__device__ __forceinline__ unsigned nonfinite_of(const void* x, int64_t n) {
   unsigned bad = 0;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads * 4;
   for (int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * 4; i < n;
        i += stride) {
     float v[4];
-    load_any4(x, type, i, live4(i, n), v);
+    load_any4(x, kType, i, live4(i, n), v);
 #pragma unroll
     for (int j = 0; j < 4; ++j) bad += is_finite(v[j]) ? 0u : 1u;
   }
+  return bad;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    count_nonfinite(const void* x, FloatType type, int64_t n, unsigned long long* nonfinite) {
+  unsigned bad = type == FloatType::f32    ? nonfinite_of<FloatType::f32>(x, n)
+                 : type == FloatType::bf16 ? nonfinite_of<FloatType::bf16>(x, n)
+                                           : nonfinite_of<FloatType::f16>(x, n);
   bad = __reduce_add_sync(0xffffffffu, bad);
   if (threadIdx.x % 32 == 0 && bad != 0) atomicAdd(nonfinite, static_cast<unsigned long long>(bad));
 }
@@ -184,7 +168,8 @@ int quantize_groups(const void* x, FloatType type, const GroupMatrix& out,
                             options.range,
                             static_cast<uint64_t>(options.offset),
                             {random::derive_key(s.seed, s.step, s.slot), s.param, s.role},
-                            groups};
+                            groups,
+                            options.bf16_scale};
   kernels::quantize_groups<<<blocks_for(groups, kThreads / 32), kThreads, 0, stream>>>(
       job, as_counter(nonfinite));
   return launched();

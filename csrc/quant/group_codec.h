@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Quantize and dequantize matrices in groups along their rows: 8 or 4 bits, symmetric or
-// asymmetric, nearest or stochastic rounding, fp32 or bf16 on the other side. Numerics:
+// asymmetric, nearest or stochastic rounding, fp32, bf16 or fp16 on the other side. Numerics:
 // group_codec_scalar.h; storage: group_format.h.
 //
 // Quantize must move 4 + bits/8 bytes an element (fp32), dequantize as many: a group's extremes and
@@ -12,8 +12,6 @@
 #include "random/philox.h"
 
 namespace lowtide::quant {
-
-enum class FloatType : int { f32 = 0, bf16 = 1 };
 
 // Where a quantized matrix lies. zero == nullptr: symmetric. Contiguous:
 // codes[rows][row_bytes(shape)], scale[rows][groups_per_row(shape)], zero likewise.
@@ -35,6 +33,7 @@ struct QuantizeOptions {
   Range range = Range::tight;  // compat needs zero
   random::Stream stream{};     // stochastic only
   int64_t offset = 0;          // global index of element [0, 0], row-major: addresses the noise
+  bool bf16_scale = false;     // scales that bfloat16 holds exactly, and codes computed with them
 };
 
 // Throws lowtide::Error on an impossible shape.

@@ -6,11 +6,6 @@
 namespace lowtide::quant {
 namespace {
 
-float load_any(const void* x, FloatType type, int64_t i) {
-  return type == FloatType::f32 ? static_cast<const float*>(x)[i]
-                                : bf16_to_float(static_cast<const uint16_t*>(x)[i]);
-}
-
 int64_t quantize_ref(const QuantizeJob& job, int64_t begin, int64_t end) {
   const GroupShape& s = job.out.shape;
   int64_t bad = 0;
@@ -20,19 +15,19 @@ int64_t quantize_ref(const QuantizeJob& job, int64_t begin, int64_t end) {
     float mn = 0, mx = 0;
     bool any = false;
     for (int64_t i = 0; i < at.n; ++i) {
-      const float raw = load_any(job.x, job.type, first + i);
+      const float raw = load_element(job.x, job.type, first + i);
       bad += !is_finite(raw);
       const float x = is_finite(raw) ? raw : 0.0f;
       mn = any && mn <= x ? mn : x;
       mx = any && mx >= x ? mx : x;
       any = true;
     }
-    const GroupParams p = group_params(mn, mx, s.bits, job.scheme, job.range);
+    const GroupParams p = group_params(mn, mx, s.bits, job.scheme, job.range, job.bf16_scale);
     job.out.scale[g] = p.scale;
     if (job.out.zero != nullptr) job.out.zero[g] = static_cast<uint8_t>(p.zero);
     uint8_t* row = job.out.codes + at.row * row_bytes(s);
     for (int64_t i = 0; i < at.n; ++i) {
-      const float raw = load_any(job.x, job.type, first + i);
+      const float raw = load_element(job.x, job.type, first + i);
       const float steps = steps_of(is_finite(raw) ? raw : 0.0f, p, job.range == Range::compat);
       const int q = job.stochastic
                         ? round_stochastic(steps, random::sr16(job.offset + first + i, job.key,
@@ -54,17 +49,14 @@ void dequantize_ref(const DequantizeJob& job, int64_t begin, int64_t end) {
     for (int64_t i = 0; i < at.n; ++i) {
       const float x = decode(get_code(row, at.col + i, s.bits), zero, job.in.scale[g]);
       const int64_t e = at.row * s.cols + at.col + i;
-      if (job.type == FloatType::f32)
-        static_cast<float*>(job.out)[e] = x;
-      else
-        static_cast<uint16_t*>(job.out)[e] = float_to_bf16(x);
+      store_element(job.out, job.type, e, x);
     }
   }
 }
 
 int64_t count_nonfinite_ref(const void* x, FloatType type, int64_t begin, int64_t end) {
   int64_t bad = 0;
-  for (int64_t i = begin; i < end; ++i) bad += !is_finite(load_any(x, type, i));
+  for (int64_t i = begin; i < end; ++i) bad += !is_finite(load_element(x, type, i));
   return bad;
 }
 

@@ -35,11 +35,24 @@ LT_HD int clamp_i(int x, int lo, int hi) {
   return hi < y ? hi : y;
 }
 
+// The smallest bfloat16 at or above x >= 0. Up, so that the group's largest element stays within
+// its codes and stochastic rounding unbiased.
+LT_HD float bf16_above(float x) {
+  const float up = bits_float((float_bits(x) + 0xffffu) & 0xffff0000u);
+  return is_finite(up) ? up : bits_float(0x7f7f0000u);
+}
+
 // Smallest code in use: a symmetric code never means -2^(bits-1).
 LT_HD int min_code(Scheme scheme) { return scheme == Scheme::symmetric ? 1 : 0; }
 
+// The codes are computed with the scale that is stored: with another they would have a gain error.
+LT_HD void round_scale(GroupParams& p) {
+  p.scale = bf16_above(p.scale);
+  p.inv = div_rn(1.0f, p.scale);
+}
+
 // Step 127 (or 7) is the largest magnitude. mn, mx: the group's extremes.
-LT_HD GroupParams symmetric_params(float mn, float mx, int bits) {
+LT_HD GroupParams symmetric_params(float mn, float mx, int bits, bool bf16_scale = false) {
   const float amax = clamp_f(mx < -mn ? -mn : mx, 0.0f, kLargest);
   const float top = static_cast<float>(symmetric_zero(bits) - 1);
   GroupParams p;
@@ -47,12 +60,13 @@ LT_HD GroupParams symmetric_params(float mn, float mx, int bits) {
   if (!(amax >= kTinyRange)) return p;
   p.scale = div_rn(amax, top);
   p.inv = div_rn(top, amax);
+  if (bf16_scale) round_scale(p);
   return p;
 }
 
 // The range always holds 0, so that 0.0 is a code and groups of one sign keep their resolution
 // (Q-GaLore clamps the zero point instead, and such groups collapse). Halves: mx - mn may overflow.
-LT_HD GroupParams asymmetric_params(float mn, float mx, int bits) {
+LT_HD GroupParams asymmetric_params(float mn, float mx, int bits, bool bf16_scale) {
   const float top = static_cast<float>(max_code(bits));
   const float lo = clamp_f(mn, -kLargest, 0.0f);
   const float hi = clamp_f(mx, 0.0f, kLargest);
@@ -61,17 +75,19 @@ LT_HD GroupParams asymmetric_params(float mn, float mx, int bits) {
   if (!(half >= kTinyRange)) return p;
   p.scale = div_rn(half, top * 0.5f);
   p.inv = div_rn(top * 0.5f, half);
+  if (bf16_scale) round_scale(p);
   p.zero = to_int_rne(clamp_f(div_rn(-lo, p.scale), 0.0f, top));
   return p;
 }
 
 // Q-GaLore (arXiv 2407.08296), q_galore_projector.py `_quantize`: s = max(max - min, 1e-5) / M,
 // z = clamp(-round(min / s), 0, M); elements are divided by s.
-LT_HD GroupParams compat_params(float mn, float mx, int bits) {
+LT_HD GroupParams compat_params(float mn, float mx, int bits, bool bf16_scale) {
   const float top = static_cast<float>(max_code(bits));
   const float half = clamp_f(mx * 0.5f - mn * 0.5f, 0.5f * 1e-5f, kLargest);
   GroupParams p;
   p.scale = div_rn(half, top * 0.5f);
+  if (bf16_scale) round_scale(p);
   p.zero = to_int_rne(clamp_f(div_rn(-mn, p.scale), 0.0f, top));
   return p;
 }
@@ -79,26 +95,30 @@ LT_HD GroupParams compat_params(float mn, float mx, int bits) {
 // For groups that will be stepped in place (requant.h): room for the values to grow before they
 // need another scale. Asymmetric groups use one code fewer than there are, so that the rounded-up
 // zero point leaves both ends representable.
-LT_HD GroupParams headroom_params(float mn, float mx, int bits, Scheme scheme) {
+LT_HD GroupParams headroom_params(float mn, float mx, int bits, Scheme scheme,
+                                  bool bf16_scale = false) {
   const float lo = clamp_f(mn * kHeadroom, -kLargest, 0.0f);
   const float hi = clamp_f(mx * kHeadroom, 0.0f, kLargest);
-  if (scheme == Scheme::symmetric) return symmetric_params(lo, hi, bits);
+  if (scheme == Scheme::symmetric) return symmetric_params(lo, hi, bits, bf16_scale);
   GroupParams p;
   const float half = hi * 0.5f - lo * 0.5f;
   if (!(half >= kTinyRange)) return p;
   const float half_top = static_cast<float>(max_code(bits) - 1) * 0.5f;
   p.scale = div_rn(half, half_top);
   p.inv = div_rn(half_top, half);
+  if (bf16_scale) round_scale(p);
   const float zero = clamp_f(div_rn(-lo, p.scale), 0.0f, static_cast<float>(max_code(bits)));
   p.zero = static_cast<int>(zero);
   if (static_cast<float>(p.zero) < zero) ++p.zero;
   return p;
 }
 
-LT_HD GroupParams group_params(float mn, float mx, int bits, Scheme scheme, Range range) {
-  if (range == Range::headroom) return headroom_params(mn, mx, bits, scheme);
-  if (scheme == Scheme::symmetric) return symmetric_params(mn, mx, bits);
-  return range == Range::compat ? compat_params(mn, mx, bits) : asymmetric_params(mn, mx, bits);
+LT_HD GroupParams group_params(float mn, float mx, int bits, Scheme scheme, Range range,
+                               bool bf16_scale) {
+  if (range == Range::headroom) return headroom_params(mn, mx, bits, scheme, bf16_scale);
+  if (scheme == Scheme::symmetric) return symmetric_params(mn, mx, bits, bf16_scale);
+  return range == Range::compat ? compat_params(mn, mx, bits, bf16_scale)
+                                : asymmetric_params(mn, mx, bits, bf16_scale);
 }
 
 // An element in steps of its scale. Only compat groups can lie far outside their codes.

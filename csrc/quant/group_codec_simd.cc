@@ -8,75 +8,13 @@
 // part.
 #include "quant/group_codec_scalar.h"
 #include "quant/group_codec_table.h"
-#include "quant/group_simd.h"
+#include "quant/group_extremes_simd.h"
 
 #define LT_CAT_(a, b) a##b
 #define LT_CAT(a, b) LT_CAT_(a, b)
 
 namespace lowtide::quant {
 namespace {
-
-struct Extremes {
-  float mn, mx;
-  int64_t bad;  // non-finite elements
-};
-
-// Rare: a group that holds non-finite elements.
-template <class In>
-__attribute__((noinline)) Extremes extremes_of_finite(const In* x, int64_t n) {
-  Extremes r{};
-  for (int64_t i = 0; i < n; ++i) {
-    const float raw = load_scalar(x + i);
-    r.bad += !is_finite(raw);
-    const float v = is_finite(raw) ? raw : 0.0f;
-    r.mn = i > 0 && r.mn <= v ? r.mn : v;
-    r.mx = i > 0 && r.mx >= v ? r.mx : v;
-  }
-  return r;
-}
-
-// Symmetric groups need the largest magnitude only: an integer maximum that also finds non-finite
-// elements.
-template <class In>
-LT_SIMD Extremes extremes_symmetric(const In* x, int64_t n) {
-  vi32 a{}, b{};
-  int64_t i = 0;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    a = max_i(a, as_i(as_u(load_float(x + i)) & 0x7fffffffu));
-    b = max_i(b, as_i(as_u(load_float(x + i + kLanes)) & 0x7fffffffu));
-  }
-  int32_t top = reduce_max(max_i(a, b));
-  for (; i < n; ++i) {
-    const int32_t bits = static_cast<int32_t>(float_bits(load_scalar(x + i)) & 0x7fffffffu);
-    top = top < bits ? bits : top;
-  }
-  if (top >= 0x7f800000) return extremes_of_finite(x, n);
-  return {0.0f, bits_float(static_cast<uint32_t>(top)), 0};
-}
-
-template <class In>
-LT_SIMD Extremes extremes_asymmetric(const In* x, int64_t n) {
-  const float first = load_scalar(x);
-  vf32 mn = splat(first), mx = mn, mn2 = mn, mx2 = mn, sum{};
-  int64_t i = 0;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    const vf32 u = load_float(x + i), v = load_float(x + i + kLanes);
-    mn = min_f(mn, u), mx = max_f(mx, u);
-    mn2 = min_f(mn2, v), mx2 = max_f(mx2, v);
-    sum += u + v;  // not finite: NaN or infinity among them, or an overflow
-  }
-  Extremes r = {reduce_min(min_f(mn, mn2)), reduce_max(max_f(mx, mx2)), 0};
-  float tail = 0;
-  for (; i < n; ++i) {
-    const float v = load_scalar(x + i);
-    r.mn = v < r.mn ? v : r.mn;
-    r.mx = r.mx < v ? v : r.mx;
-    tail += v;
-  }
-  if (any(sum * 0.0f != 0.0f) || !is_finite(tail) || !is_finite(first))
-    return extremes_of_finite(x, n);
-  return r;
-}
 
 // One vector of elements in rounded steps, before zero point and clamp.
 template <bool kStochastic, bool kCompat>
@@ -107,7 +45,7 @@ int64_t quantize_simd(const QuantizeJob& job, int64_t begin, int64_t end) {
     const Extremes r = job.scheme == Scheme::symmetric ? extremes_symmetric(x, at.n)
                                                        : extremes_asymmetric(x, at.n);
     bad += r.bad;
-    const GroupParams p = group_params(r.mn, r.mx, kBits, job.scheme, job.range);
+    const GroupParams p = group_params(r.mn, r.mx, kBits, job.scheme, job.range, job.bf16_scale);
     job.out.scale[g] = p.scale;
     if (job.out.zero != nullptr) job.out.zero[g] = static_cast<uint8_t>(p.zero);
     uint8_t* codes = job.out.codes + at.row * row_bytes(s) + code_offset(s, at.col);
@@ -155,12 +93,16 @@ int64_t quantize_bits(const QuantizeJob& job, int64_t begin, int64_t end) {
                                     : quantize_simd<In, kBits, false, false>(job, begin, end);
 }
 
+template <class In>
+int64_t quantize_from(const QuantizeJob& job, int64_t begin, int64_t end) {
+  return job.out.shape.bits == 8 ? quantize_bits<In, 8>(job, begin, end)
+                                 : quantize_bits<In, 4>(job, begin, end);
+}
+
 int64_t quantize_any(const QuantizeJob& job, int64_t begin, int64_t end) {
-  if (job.type == FloatType::f32)
-    return job.out.shape.bits == 8 ? quantize_bits<float, 8>(job, begin, end)
-                                   : quantize_bits<float, 4>(job, begin, end);
-  return job.out.shape.bits == 8 ? quantize_bits<uint16_t, 8>(job, begin, end)
-                                 : quantize_bits<uint16_t, 4>(job, begin, end);
+  if (job.type == FloatType::f32) return quantize_from<float>(job, begin, end);
+  if (job.type == FloatType::bf16) return quantize_from<uint16_t>(job, begin, end);
+  return quantize_from<Half>(job, begin, end);
 }
 
 template <class Out, int kBits>
@@ -189,18 +131,21 @@ void dequantize_simd(const DequantizeJob& job, int64_t begin, int64_t end) {
   }
 }
 
+template <class Out>
+void dequantize_to(const DequantizeJob& job, int64_t begin, int64_t end) {
+  if (job.in.shape.bits == 8)
+    dequantize_simd<Out, 8>(job, begin, end);
+  else
+    dequantize_simd<Out, 4>(job, begin, end);
+}
+
 void dequantize_any(const DequantizeJob& job, int64_t begin, int64_t end) {
-  if (job.type == FloatType::f32) {
-    if (job.in.shape.bits == 8)
-      dequantize_simd<float, 8>(job, begin, end);
-    else
-      dequantize_simd<float, 4>(job, begin, end);
-  } else {
-    if (job.in.shape.bits == 8)
-      dequantize_simd<uint16_t, 8>(job, begin, end);
-    else
-      dequantize_simd<uint16_t, 4>(job, begin, end);
-  }
+  if (job.type == FloatType::f32)
+    dequantize_to<float>(job, begin, end);
+  else if (job.type == FloatType::bf16)
+    dequantize_to<uint16_t>(job, begin, end);
+  else
+    dequantize_to<Half>(job, begin, end);
 }
 
 template <class In>
@@ -215,8 +160,10 @@ int64_t count_nonfinite_simd(const In* x, int64_t begin, int64_t end) {
 }
 
 int64_t count_nonfinite_any(const void* x, FloatType type, int64_t begin, int64_t end) {
-  return type == FloatType::f32 ? count_nonfinite_simd(static_cast<const float*>(x), begin, end)
-                                : count_nonfinite_simd(static_cast<const uint16_t*>(x), begin, end);
+  if (type == FloatType::f32) return count_nonfinite_simd(static_cast<const float*>(x), begin, end);
+  if (type == FloatType::bf16)
+    return count_nonfinite_simd(static_cast<const uint16_t*>(x), begin, end);
+  return count_nonfinite_simd(static_cast<const Half*>(x), begin, end);
 }
 
 }  // namespace

@@ -17,6 +17,7 @@ struct QuantizeJob {
   uint64_t offset;
   random::Key key;
   uint32_t param, role;
+  bool bf16_scale;
 };
 
 struct DequantizeJob {

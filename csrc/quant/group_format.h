@@ -15,6 +15,13 @@
 
 namespace lowtide::quant {
 
+// The type on the other side of a codec.
+enum class FloatType : int { f32 = 0, bf16 = 1, f16 = 2 };
+// fp16 in memory; bf16 is a plain uint16_t.
+struct Half {
+  uint16_t bits;
+};
+
 enum class Scheme : int { symmetric = 0, asymmetric = 1 };
 enum class Rounding : int { nearest = 0, stochastic = 1 };
 // How a group's extremes become its range: as they are; with room to grow; or as Q-GaLore does it.
@@ -64,6 +71,24 @@ LT_HD void replace_code(uint8_t* row, int64_t col, int bits, int code) {
   uint8_t* byte = row + col / 32 * 16 + col % 16;
   *byte =
       static_cast<uint8_t>((col % 32) < 16 ? (*byte & 0xf0) | code : (*byte & 15) | (code << 4));
+}
+
+// A finite value becomes a finite half: codes may decode to a little more than was quantized.
+LT_HD uint16_t saturated_half(float x) {
+  const float y = x < -65504.0f ? -65504.0f : x;
+  return float_to_half(65504.0f < y ? 65504.0f : y);
+}
+
+LT_HD float load_element(const void* x, FloatType type, int64_t i) {
+  if (type == FloatType::f32) return static_cast<const float*>(x)[i];
+  const uint16_t h = static_cast<const uint16_t*>(x)[i];
+  return type == FloatType::bf16 ? bf16_to_float(h) : half_to_float(h);
+}
+LT_HD void store_element(void* out, FloatType type, int64_t i, float x) {
+  if (type == FloatType::f32)
+    static_cast<float*>(out)[i] = x;
+  else
+    static_cast<uint16_t*>(out)[i] = type == FloatType::bf16 ? float_to_bf16(x) : saturated_half(x);
 }
 
 LT_HD float decode(int code, int zero, float scale) {

@@ -138,6 +138,11 @@ LT_SIMD void prefetch_block(const In* p) {
 
 LT_SIMD vf32 load_float(const float* p) { return load<vf32>(p); }
 LT_SIMD vf32 load_float(const uint16_t* p) { return bf16_to_float(load<vu16>(p)); }
+LT_SIMD vf32 load_float(const Half* p) { return half_to_float(load<vu16>(&p->bits)); }
+LT_SIMD float load_scalar(const Half* p) { return half_to_float(p->bits); }
+LT_SIMD void store_float(Half* p, vf32 x) {
+  store(&p->bits, float_to_half(min_f(splat(65504.0f), max_f(splat(-65504.0f), x))));
+}
 LT_SIMD float load_scalar(const float* p) { return *p; }
 LT_SIMD float load_scalar(const uint16_t* p) { return bf16_to_float(*p); }
 LT_SIMD void store_float(float* p, vf32 x) { store(p, x); }

@@ -2,12 +2,50 @@
 // A warp over one group of a quantized matrix, in windows of 256 columns: a lane holds two times
 // four neighbours. Storage: group_format.h.
 #pragma once
+#include "base/launch.cuh"
 #include "base/vector4.cuh"
 #include "quant/group_format.h"
 
 namespace lowtide::quant {
 
 constexpr int kWindow = 256;
+
+// Four elements of an array of floats of any type.
+__device__ __forceinline__ void load_any4(const void* x, FloatType type, int64_t at, int live,
+                                          float v[4]) {
+  if (type == FloatType::f32) {
+    const float* p = static_cast<const float*>(x) + at;
+    load4(p, live, aligned(p, 16), v);
+    return;
+  }
+  const uint16_t* p = static_cast<const uint16_t*>(x) + at;
+  if (type == FloatType::bf16)
+    load4(p, live, aligned(p, 8), v);
+  else
+    load4_half(p, live, aligned(p, 8), v);
+}
+__device__ __forceinline__ void store_any4(void* out, FloatType type, int64_t at, int live,
+                                           const float v[4]) {
+  if (type == FloatType::f32) {
+    float* p = static_cast<float*>(out) + at;
+    store4(p, live, aligned(p, 16), v);
+    return;
+  }
+  uint16_t* p = static_cast<uint16_t*>(out) + at;
+  uint16_t h[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j)
+    h[j] = type == FloatType::bf16 ? float_to_bf16(v[j]) : saturated_half(v[j]);
+  store4(p, live, aligned(p, 8), h);
+}
+
+// The group of this warp, and how many groups on its next one lies.
+__device__ __forceinline__ int64_t first_group() {
+  return static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+}
+__device__ __forceinline__ int64_t group_stride() {
+  return static_cast<int64_t>(gridDim.x) * (kThreads / 32);
+}
 
 // Where a group lies and how its codes may be accessed.
 struct WarpGroup {

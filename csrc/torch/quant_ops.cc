@@ -4,6 +4,7 @@
 #include <string>
 
 #include "quant/group_codec.h"
+#include "quant/group_map.h"
 #include "quant/requant.h"
 #include "torch/common.h"
 
@@ -18,11 +19,15 @@ random::Stream stream(int64_t seed, int64_t step, int64_t slot, int64_t param, i
 }
 
 quant::FloatType float_type(const Tensor& t, const char* name) {
-  const bool f32 = t.scalar_type() == ScalarType::Float;
-  STD_TORCH_CHECK(
-      t.is_cpu() && t.is_contiguous() && (f32 || t.scalar_type() == ScalarType::BFloat16),
-      "lowtide: ", name, " must be a contiguous float32 or bfloat16 CPU tensor");
-  return f32 ? quant::FloatType::f32 : quant::FloatType::bf16;
+  const ScalarType dtype = t.scalar_type();
+  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous() &&
+                      (dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
+                       dtype == ScalarType::Half),
+                  "lowtide: ", name,
+                  " must be a contiguous float32, bfloat16 or float16 CPU tensor");
+  return dtype == ScalarType::Float      ? quant::FloatType::f32
+         : dtype == ScalarType::BFloat16 ? quant::FloatType::bf16
+                                         : quant::FloatType::f16;
 }
 
 int64_t last_dim(const Tensor& t, const char* name) {
@@ -71,11 +76,18 @@ Tensor counter(const Tensor& like, int64_t value) {
   return out;
 }
 
+void refuse_nonfinite(const Tensors& xs) {
+  int64_t bad = 0;
+  for (const auto& x : xs)
+    bad += quant::count_nonfinite(x.const_data_ptr(), float_type(x, "x"), x.numel());
+  STD_TORCH_CHECK(bad == 0, "lowtide: x has ", bad, " non-finite elements");
+}
+
 Tensor quantize_group_list(const Tensors& xs, const Tensors& codes, const Tensors& scales,
                            const Tensors& zeros, int64_t bits, int64_t group, bool stochastic,
                            int64_t range, int64_t seed, int64_t step, int64_t slot,
                            const std::vector<int64_t>& params, int64_t role, int64_t offset,
-                           bool check) {
+                           bool check, bool bf16_scale) {
   check_lengths(xs.size(), codes, scales, zeros);
   STD_TORCH_CHECK(!xs.empty() && params.size() == xs.size(),
                   "lowtide: params must list one id for each tensor");
@@ -85,16 +97,13 @@ Tensor quantize_group_list(const Tensors& xs, const Tensors& codes, const Tensor
     outs.push_back(matrix(codes[i], scales[i], zero_at(zeros, i),
                           shape_of(xs[i], scales[i], bits, group, "x")));
   }
+  if (check) refuse_nonfinite(xs);
   int64_t bad = 0;
-  if (check) {
-    for (const auto& x : xs)
-      bad += quant::count_nonfinite(x.const_data_ptr(), float_type(x, "x"), x.numel());
-    STD_TORCH_CHECK(bad == 0, "lowtide: x has ", bad, " non-finite elements");
-  }
   for (size_t i = 0; i < xs.size(); ++i) {
     const quant::QuantizeOptions options = {
         stochastic ? quant::Rounding::stochastic : quant::Rounding::nearest,
-        static_cast<quant::Range>(range), stream(seed, step, slot, params[i], role), offset};
+        static_cast<quant::Range>(range), stream(seed, step, slot, params[i], role), offset,
+        bf16_scale};
     bad += quant::quantize_groups(xs[i].const_data_ptr(), float_type(xs[i], "x"), outs[i], options);
   }
   return counter(xs[0], bad);
@@ -114,6 +123,43 @@ void dequantize_group_list(const Tensors& codes, const Tensors& scales, const Te
   }
   for (size_t i = 0; i < outs.size(); ++i)
     quant::dequantize_groups(ins[i], outs[i].mutable_data_ptr(), float_type(outs[i], "out"));
+}
+
+Tensor quantize_map_list(const Tensors& xs, const Tensors& codes, const Tensors& scales,
+                         int64_t map, int64_t group, bool stochastic, int64_t seed, int64_t step,
+                         int64_t slot, const std::vector<int64_t>& params, int64_t role,
+                         int64_t offset, bool check, bool bf16_scale) {
+  check_lengths(xs.size(), codes, scales, {});
+  STD_TORCH_CHECK(!xs.empty() && params.size() == xs.size(),
+                  "lowtide: params must list one id for each tensor");
+  std::vector<quant::GroupMatrix> outs;  // all checked before any is changed
+  for (size_t i = 0; i < xs.size(); ++i) {
+    float_type(xs[i], "x");
+    outs.push_back(matrix(codes[i], scales[i], nullptr, shape_of(xs[i], scales[i], 4, group, "x")));
+  }
+  if (check) refuse_nonfinite(xs);
+  int64_t bad = 0;
+  for (size_t i = 0; i < xs.size(); ++i)
+    bad += quant::quantize_map(xs[i].const_data_ptr(), float_type(xs[i], "x"),
+                               static_cast<quant::LevelMap>(map), outs[i],
+                               {stochastic ? quant::Rounding::stochastic : quant::Rounding::nearest,
+                                stream(seed, step, slot, params[i], role), offset, bf16_scale});
+  return counter(xs[0], bad);
+}
+
+void dequantize_map_list(const Tensors& codes, const Tensors& scales, const Tensors& outs,
+                         int64_t map, int64_t group) {
+  check_lengths(outs.size(), codes, scales, {});
+  std::vector<quant::ConstGroupMatrix> ins;
+  for (size_t i = 0; i < outs.size(); ++i) {
+    float_type(outs[i], "out");
+    const quant::GroupShape s = shape_of(outs[i], scales[i], 4, group, "out");
+    check_packed(codes[i], scales[i], nullptr, s);
+    ins.push_back({const_u8(codes[i], "codes"), const_f32(scales[i], "scale"), nullptr, s});
+  }
+  for (size_t i = 0; i < outs.size(); ++i)
+    quant::dequantize_map(ins[i], static_cast<quant::LevelMap>(map), outs[i].mutable_data_ptr(),
+                          float_type(outs[i], "out"));
 }
 
 Tensor requant_add_sr_list(const Tensors& codes, const Tensors& scales, const Tensors& zeros,
@@ -150,7 +196,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lowtide, m) {
   m.def(
       "quantize_group_list_(Tensor[] xs, Tensor(a!)[] codes, Tensor(b!)[] scales, Tensor(c!)[] "
       "zeros, int bits, int group, bool stochastic, int range, int seed, int step, int slot, "
-      "int[] params, int role, int offset, bool check) -> Tensor");
+      "int[] params, int role, int offset, bool check, bool bf16_scale=False) -> Tensor");
+  m.def(
+      "quantize_map_list_(Tensor[] xs, Tensor(a!)[] codes, Tensor(b!)[] scales, int map, int "
+      "group, "
+      "bool stochastic, int seed, int step, int slot, int[] params, int role, int offset, bool "
+      "check, bool bf16_scale) -> Tensor");
+  m.def(
+      "dequantize_map_list_(Tensor[] codes, Tensor[] scales, Tensor(a!)[] outs, int map, int "
+      "group) "
+      "-> ()");
   m.def(
       "dequantize_group_list_(Tensor[] codes, Tensor[] scales, Tensor[] zeros, Tensor(a!)[] outs, "
       "int bits, int group) -> ()");
@@ -162,6 +217,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lowtide, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(lowtide, CPU, m) {
   m.impl("quantize_group_list_", LT_BOX(&quantize_group_list));
+  m.impl("quantize_map_list_", LT_BOX(&quantize_map_list));
+  m.impl("dequantize_map_list_", LT_BOX(&dequantize_map_list));
   m.impl("dequantize_group_list_", LT_BOX(&dequantize_group_list));
   m.impl("requant_add_sr_list_", LT_BOX(&requant_add_sr_list));
 }

@@ -23,10 +23,12 @@ __all__: list[str] = [
     "build_info",
     "dequantize_dynamic",
     "dequantize_group",
+    "dequantize_map",
     "matmul",
     "num_threads",
     "quantize_dynamic",
     "quantize_group",
+    "quantize_map",
     "random_add",
     "random_dot",
     "random_sample",
@@ -128,6 +130,13 @@ def dequantize_group(
     bits: int,
     group: int,
 ) -> None: ...
+def dequantize_map(
+    codes: numpy.typing.NDArray[numpy.uint8],
+    scale: numpy.typing.NDArray[numpy.float32],
+    out: numpy.ndarray,
+    map: int,
+    group: int,
+) -> None: ...
 def matmul(
     out: numpy.typing.NDArray[numpy.float32],
     a: numpy.ndarray,
@@ -167,9 +176,29 @@ def quantize_group(
     param: int,
     role: int,
     offset: int,
+    bf16_scale: bool = False,
 ) -> int:
     """
     Writes codes, scale and zero; returns the number of non-finite elements.
+    """
+
+def quantize_map(
+    x: numpy.ndarray,
+    codes: numpy.typing.NDArray[numpy.uint8],
+    scale: numpy.typing.NDArray[numpy.float32],
+    map: int,
+    group: int,
+    stochastic: bool,
+    seed: int,
+    step: int,
+    slot: int,
+    param: int,
+    role: int,
+    offset: int,
+    bf16_scale: bool,
+) -> int:
+    """
+    Writes codes and scale; returns the number of non-finite elements.
     """
 
 def random_add(

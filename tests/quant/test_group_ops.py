@@ -186,7 +186,7 @@ def packed(rows: int = 3, cols: int = 70) -> tuple[torch.Tensor, torch.Tensor, t
         (lambda: ops.quantize_group(matrix(2, 2), bits=8, group=32, scheme="nf4"), "scheme must be one of"),
         (lambda: ops.quantize_group(matrix(2, 2), bits=8, group=32, rounding="up"), "rounding must be"),
         (lambda: ops.quantize_group(matrix(2, 2), bits=8, group=32, nonfinite="x"), "nonfinite must be"),
-        (lambda: ops.quantize_group(matrix(2, 2).double(), bits=8, group=32), "float32 or bfloat16"),
+        (lambda: ops.quantize_group(matrix(2, 2).double(), bits=8, group=32), "float32, bfloat16 or float16"),
         (lambda: ops.quantize_group(torch.tensor(1.0), bits=8, group=32), "at least one dimension"),
         (lambda: ops.quantize_group(matrix(2, 2), bits=8, group=32, compat=True), "asymmetric"),
         (lambda: ops.quantize_group(matrix(2, 2), bits=8, group=32, seed=-1), "seed"),
@@ -199,7 +199,7 @@ def packed(rows: int = 3, cols: int = 70) -> tuple[torch.Tensor, torch.Tensor, t
             "out must be",
         ),
         (
-            lambda: ops.dequantize_group(*packed(), bits=4, group=32, cols=70, dtype=torch.float16),
+            lambda: ops.dequantize_group(*packed(), bits=4, group=32, cols=70, dtype=torch.float64),
             "dtype must be",
         ),
         (

@@ -110,13 +110,19 @@ def damaged(**changes: Any) -> Any:
     ("call", "words"),
     [
         (lambda: lt.quant.quantize("x"), "NumPy array or a torch tensor"),
-        (lambda: lt.quant.quantize(np.zeros(3)), "float32 or bfloat16"),
+        (lambda: lt.quant.quantize(np.zeros(3)), "float32, bfloat16 or float16"),
         (lambda: lt.quant.quantize(np.float32(3)), "NumPy array"),
         (lambda: lt.quant.quantize(np.zeros((), np.float32)), "at least one dimension"),
         (lambda: lt.quant.quantize(data(3), bits=5), "bits must be 8 or 4"),
         (lambda: lt.quant.quantize(data(3), group=100), "multiple of 32"),
         (lambda: lt.quant.quantize(data(3), group=True), "multiple of 32"),
-        (lambda: lt.quant.quantize(data(3), scheme="nf4"), "scheme must be one of"),
+        (lambda: lt.quant.quantize(data(3), scheme="nf5"), "scheme must be one of"),
+        (lambda: lt.quant.quantize(data(3), scheme="nf4"), "'nf4' has 4 bits"),
+        (lambda: lt.quant.quantize(data(3), bits=4, scheme="nf4", headroom=True), "headroom is for"),
+        (lambda: lt.quant.quantize(data(3), bits=4, scheme="nf4", compat=True), "asymmetric"),
+        (lambda: lt.quant.quantize(data(3), scale_dtype="float16"), "scale_dtype must be one of"),
+        (lambda: lt.quant.quantize(data(3).double()), "float32, bfloat16 or float16"),
+        (lambda: lt.quant.quantize(torch.tensor(3.0)), "at least one dimension"),
         (lambda: lt.quant.quantize(data(3), compat=True), "asymmetric"),
         (
             lambda: lt.quant.quantize(data(3), scheme="asymmetric", compat=True, headroom=True),
@@ -124,7 +130,7 @@ def damaged(**changes: Any) -> Any:
         ),
         (lambda: lt.quant.quantize(data(3), seed=-1), "seed"),
         (lambda: lt.quant.dequantize(data(3)), "q must be a Quantized"),
-        (lambda: lt.quant.quantize(data(3)).dequantize("float16"), "dtype must be one of"),
+        (lambda: lt.quant.quantize(data(3)).dequantize("float64"), "dtype must be one of"),
         (damaged(extra=1), r"unknown \['extra'\]"),
         (damaged(codes=...), r"missing \['codes'\]"),
         (damaged(shape=(3, 71)), "codes must have shape"),
@@ -140,7 +146,10 @@ def damaged(**changes: Any) -> Any:
         (damaged(zero=np.zeros((3, 3), np.uint8)), "all NumPy arrays or all torch"),
         (damaged(codes=[1, 2]), "all NumPy arrays or all torch"),
         (damaged(nonfinite=-1), "nonfinite must be"),
-        (damaged(dtype="float16"), "dtype must be"),
+        (damaged(dtype="float64"), "dtype must be"),
+        (damaged(flat=1), "flat must be"),
+        (damaged(flat=True), "codes must have shape"),
+        (damaged(scheme="nf4"), "zero must be None"),
     ],
 )
 def test_bad_arguments_and_damaged_states_are_named(call, words: str) -> None:
@@ -180,10 +189,9 @@ def test_dynamic_policies_and_refusals() -> None:
         q = lt.quant.quantize(array, scheme="dynamic", nonfinite="skip")
         assert q.nonfinite == 1
         assert float(q.dequantize()[3]) == 0
-    with pytest.raises(lt.LowtideValueError, match="flat blocks of 256"):
-        lt.quant.quantize(data(3), bits=4, scheme="dynamic")
-    with pytest.raises(lt.LowtideTypeError, match="float32 for scheme='dynamic'"):
-        lt.quant.quantize(data(3).bfloat16(), scheme="dynamic")
+    for kwargs in ({"group": 64}, {"rounding": "stochastic"}, {"scale_dtype": "bfloat16"}):
+        with pytest.raises(lt.LowtideValueError, match="flat blocks of 256"):
+            lt.quant.quantize(data(3), scheme="dynamic", **kwargs)
     state = lt.quant.quantize(data(300), scheme="dynamic").to_dict()
     with pytest.raises(lt.LowtideValueError, match="codes must have shape"):
         lt.quant.Quantized.from_dict({**state, "shape": (301,)})

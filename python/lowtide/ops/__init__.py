@@ -27,6 +27,12 @@ from lowtide import _core
 torch.ops.lowtide._set_isa(_core.active_isa_id())
 
 from lowtide.ops.dynamic_map import dequantize_dynamic, quantize_dynamic  # noqa: E402
+from lowtide.ops.level_maps import (  # noqa: E402
+    dequantize_map,
+    dequantize_map_list_,
+    quantize_map,
+    quantize_map_list_,
+)
 from lowtide.ops.lowrank import rsvd  # noqa: E402
 from lowtide.ops.matmul import Packed, matmul  # noqa: E402
 from lowtide.ops.optim import (  # noqa: E402
@@ -58,12 +64,16 @@ __all__ = [
     "dequantize_dynamic",
     "dequantize_group",
     "dequantize_group_list_",
+    "dequantize_map",
+    "dequantize_map_list_",
     "fused_direction_",
     "fused_step_",
     "matmul",
     "quantize_dynamic",
     "quantize_group",
     "quantize_group_list_",
+    "quantize_map",
+    "quantize_map_list_",
     "random_add_",
     "random_add_list_",
     "random_dot",

@@ -28,12 +28,14 @@ from lowtide.quant._format import (
 )
 
 _op = torch.ops.lowtide
-_FLOATS = (torch.float32, torch.bfloat16)
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _check_float(x: Tensor, name: str) -> None:
     if x.dtype not in _FLOATS:
-        raise LowtideTypeError(f"{name} must be float32 or bfloat16, got {x.dtype}; convert it with .float()")
+        raise LowtideTypeError(
+            f"{name} must be float32, bfloat16 or float16, got {x.dtype}; convert it with .float()"
+        )
 
 
 def _check_packed(
@@ -135,8 +137,12 @@ def quantize_checked(
     range_: int,
     *,
     check: bool = False,
+    bf16_scale: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Codes, scale, zero and the number of non-finite elements; arguments are checked but for ``x``."""
+    """Codes, scale, zero and the number of non-finite elements; arguments are checked but for ``x``.
+
+    ``bf16_scale`` gives float32 scales that bfloat16 holds exactly, and codes computed with them.
+    """
     _check_float(x, "x")
     if x.dim() == 0:
         raise LowtideValueError("x must have at least one dimension; pass x.reshape(1)")
@@ -151,7 +157,7 @@ def quantize_checked(
     zero = x.new_empty((rows, groups), dtype=torch.uint8) if scheme == "asymmetric" else None
     bad = _op.quantize_group_list_(
         [x], [codes], [scale], [] if zero is None else [zero], bits, group, rounding == "stochastic", range_,
-        at.seed, at.step, at.slot, [at.param], ROLE_QUANT_SR, at.offset, check,
+        at.seed, at.step, at.slot, [at.param], ROLE_QUANT_SR, at.offset, check, bf16_scale,
     )  # fmt: skip
     return codes, scale, zero, bad
 
@@ -240,12 +246,14 @@ def dequantize_group(
     dtype: torch.dtype = torch.float32,
     out: Tensor | None = None,
 ) -> Tensor:
-    """(code - zero) * scale as a float32 or bfloat16 matrix (rows, cols)."""
+    """(code - zero) * scale as a float32, bfloat16 or float16 matrix (rows, cols)."""
     _check_packed(codes, scale, zero, cols, bits, group)
     shape = (scale.shape[0], cols)
     if out is None:
         if dtype not in _FLOATS:
-            raise LowtideTypeError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
+            raise LowtideTypeError(
+                f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {dtype}"
+            )
         out = scale.new_empty(shape, dtype=dtype)
     else:
         _check_float(out, "out")

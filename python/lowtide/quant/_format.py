@@ -13,6 +13,13 @@ from lowtide.errors import LowtideValueError
 SCHEMES = ("symmetric", "asymmetric")
 #: Schemes of `Linear` weights.
 LINEAR_SCHEMES = SCHEMES
+#: 4-bit schemes with fixed levels, as the kernels number them (csrc/quant/group_map_scalar.h).
+LEVEL_MAPS = {"nf4": 0, "dynamic": 1, "dynamic_unsigned": 2, "linear_nozero": 3}
+#: 8-bit maps of optimizer states, in flat blocks of 256.
+DYNAMIC = ("dynamic", "dynamic_unsigned")
+ALL_SCHEMES = (*SCHEMES, *LEVEL_MAPS)
+FLOATS = ("float32", "bfloat16", "float16")
+SCALE_DTYPES = ("float32", "bfloat16")
 ROUNDINGS = ("nearest", "stochastic")
 #: What to do about non-finite elements: refuse the call, or count them as 0 (and report how many).
 NONFINITE = ("raise", "skip")

@@ -110,6 +110,38 @@ TEST(Numeric, Bf16RoundsToNearestEvenAndKeepsNaN) {
   EXPECT_EQ(bf16_to_float(0x8000), -0.0f);
 }
 
+TEST(Numeric, EveryHalfIsTheFloatItMeansAndComesBack) {
+  for (uint32_t h = 0; h < 65536; ++h) {
+    const int exponent = static_cast<int>(h >> 10 & 31), mantissa = static_cast<int>(h & 1023);
+    const float x = half_to_float(static_cast<uint16_t>(h));
+    if (exponent == 31 && mantissa != 0) {
+      EXPECT_TRUE(std::isnan(x));
+      EXPECT_EQ(float_to_half(x), h | 0x200u);
+      continue;
+    }
+    const double size =
+        exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
+    const double want = exponent == 31 ? HUGE_VAL : size;
+    EXPECT_EQ(x, h >> 15 ? -want : want) << h;
+    EXPECT_EQ(float_to_half(x), h);
+  }
+}
+
+TEST(Numeric, HalfRoundsToNearestEven) {
+  for (uint32_t h = 0; h < 0x7bff; ++h) {  // midpoints of neighbours, and the floats beside them
+    const float lo = half_to_float(static_cast<uint16_t>(h));
+    const float hi = half_to_float(static_cast<uint16_t>(h + 1));
+    const float middle = (lo + hi) * 0.5f;
+    EXPECT_EQ(float_to_half(middle), h + (h & 1));
+    EXPECT_EQ(float_to_half(std::nextafter(middle, 0.0f)), h);
+    EXPECT_EQ(float_to_half(std::nextafter(-middle, -1e9f)), (h + 1) | 0x8000u);
+  }
+  EXPECT_EQ(float_to_half(65519.996f), 0x7bff);
+  EXPECT_EQ(float_to_half(65520.0f), 0x7c00);
+  EXPECT_EQ(float_to_half(-3e38f), 0xfc00);
+  EXPECT_EQ(float_to_half(0x1p-149f), 0);
+}
+
 TEST(Reduce, TreeSumIsIndependentOfThreads) {
   uint64_t first = 0;
   for (int threads : {1, 2, 3}) {

@@ -62,6 +62,53 @@ TEST_P(GroupCodec, SameBitsForEveryShapeIsaAndThreadCount) {
       }
 }
 
+TEST_P(GroupCodec, HalfPrecisionInAndOut) {
+  for (int64_t cols : {1, 17, 33, 65, 300}) {
+    const GroupShape s{.rows = 3, .cols = cols, .group = 64, .bits = bits()};
+    auto x = noise(s.rows * s.cols, 12);
+    x[0] = 65504.0f;  // decodes to a little more, which must not become infinite
+    std::vector<uint16_t> h(x.size());
+    for (size_t i = 0; i < x.size(); ++i) h[i] = float_to_half(x[i]), x[i] = half_to_float(h[i]);
+    for (bool bf16_scale : {false, true})
+      same_everywhere([&] {
+        QuantizeOptions o = options();
+        o.bf16_scale = bf16_scale, o.range = Range::headroom;
+        Packed p(s, scheme());
+        quantize_groups(h.data(), FloatType::f16, p.out(), o);
+        EXPECT_EQ(p.hash(), quantized(x, s, scheme(), o).hash());
+        std::vector<uint16_t> y(h.size());
+        dequantize_groups(p.in(), y.data(), FloatType::f16);
+        const auto z = p.decoded();
+        for (size_t i = 0; i < y.size(); ++i) {
+          EXPECT_TRUE(is_finite(half_to_float(y[i])));
+          EXPECT_EQ(y[i], float_to_half(std::clamp(z[i], -65504.0f, 65504.0f)));
+        }
+        return digest(y);
+      });
+  }
+}
+
+// Scales that bfloat16 holds; codes within one rounding of x under the *stored* scale, ends
+// included.
+TEST_P(GroupCodec, RoundedScalesLeaveNoGainError) {
+  const GroupShape s{.rows = 4, .cols = 300, .group = 64, .bits = bits()};
+  const auto x = noise(s.rows * s.cols, 3);
+  QuantizeOptions o = options();
+  o.bf16_scale = true;
+  for (Range range : {Range::tight, Range::headroom}) {
+    o.range = range;
+    const Packed p = quantized(x, s, scheme(), o);
+    for (float v : p.scale) EXPECT_EQ(v, bf16_to_float(float_to_bf16(v)));
+    const double limit = o.rounding == Rounding::stochastic ? 1.0 : 0.5;
+    const auto y = p.decoded();
+    for (int64_t i = 0; i < s.rows * s.cols; ++i) {
+      const int64_t g = i / s.cols * groups_per_row(s) + i % s.cols / s.group;
+      EXPECT_LE(std::abs(x[i] - y[i]), (limit + 1e-5 * 255) * p.scale[g]) << i;
+    }
+    same_everywhere([&] { return quantized(x, s, scheme(), o).hash(); });
+  }
+}
+
 // 40 rows of 1000 columns are several grains of work, and a group of 2048 several spans of noise.
 TEST_P(GroupCodec, ManyGrainsAndLongGroups) {
   for (int64_t group : {96, 256, 2048}) {

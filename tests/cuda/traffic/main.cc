@@ -14,6 +14,7 @@
 #include "optim/apply_update_cuda.h"
 #include "quant/dynamic_map_cuda.h"
 #include "quant/group_codec_cuda.h"
+#include "quant/group_map_cuda.h"
 #include "quant/requant_cuda.h"
 #include "random/stream_cuda.h"
 
@@ -85,6 +86,13 @@ void codecs() {
     ran("quant::requant_add_sr", 4 * kN + packed + kN * bits / 8,
         quant::cuda::requant_add_sr(q, x, {.alpha = 1e-4}, counter, nullptr));
   }
+  const quant::GroupMatrix levels{codes, scale, nullptr, {16, kN / 16, 256, 4}};
+  ran("quant::quantize_map", 4 * kN + kN / 2 + kN / 64,
+      quant::cuda::quantize_map(x, quant::FloatType::f32, quant::LevelMap::nf4, levels,
+                                {.rounding = quant::Rounding::stochastic}, counter, nullptr));
+  ran("quant::dequantize_map", 4 * kN + kN / 2 + kN / 64,
+      quant::cuda::dequantize_map({codes, scale, nullptr, levels.shape}, quant::LevelMap::nf4, x,
+                                  quant::FloatType::f32, nullptr));
   ran("quant::count_nonfinite", 4 * kN,
       quant::cuda::count_nonfinite(x, quant::FloatType::f32, kN, counter, nullptr));
   ran("quant::quantize_dynamic", 5 * kN + kN / 64,
