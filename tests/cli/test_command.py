@@ -17,7 +17,7 @@ from lowtide.cli.main import COMMANDS, build_parser
 from .helpers import environment
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
-NAMES = [command.__name__.rsplit(".", 1)[1] for command in COMMANDS]
+NAMES = [command.__name__.rsplit(".", 1)[1].replace("_", "-") for command in COMMANDS]
 # As if only NumPy were installed: every import of an optional package fails.
 NUMPY_ONLY = """
 import sys

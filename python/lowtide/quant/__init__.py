@@ -22,6 +22,8 @@ _LAZY = {
     "load_model": "_file",
     "model_bytes": "_model",
     "quantize_model_": "_model",
+    "recording": "_error",
+    "report": "_report",
     "save_model": "_file",
 }
 _MODULES = ("codebook", "gwq", "outliers", "qat")
@@ -31,10 +33,12 @@ if TYPE_CHECKING:
     from lowtide.quant import gwq as gwq
     from lowtide.quant import outliers as outliers
     from lowtide.quant import qat as qat
+    from lowtide.quant._error import recording
     from lowtide.quant._file import load_model, save_model
     from lowtide.quant._linear import Linear
     from lowtide.quant._model import model_bytes, quantize_model_
     from lowtide.quant._outlier_linear import OutlierLinear
+    from lowtide.quant._report import report
     from lowtide.quant._weight import QuantWeight, is_quant_weight
 
 __all__ = [
@@ -52,6 +56,8 @@ __all__ = [
     "qat",
     "quantize",
     "quantize_model_",
+    "recording",
+    "report",
     "save_model",
 ]
 

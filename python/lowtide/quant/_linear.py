@@ -12,6 +12,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from lowtide import ops
 from lowtide.errors import LowtideTypeError, LowtideValueError
+from lowtide.quant._error import note
 from lowtide.quant._format import SCHEMES, check_format, choice, group_count, row_bytes
 from lowtide.quant._tensor import quantize
 from lowtide.quant._weight import QuantParameter, QuantWeight
@@ -144,6 +145,7 @@ class Linear(nn.Module):
         layer.weight_scale, layer.weight_zero = q.scale, q.zero
         layer.bias = linear.bias
         layer.weight.requires_grad_(linear.weight.requires_grad)
+        note(layer, linear.weight)
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.quant._dense_sparse import DenseSparse, split
+from lowtide.quant._error import note
 from lowtide.quant._linear import Linear
 from lowtide.quant._tensor import Quantized
 
@@ -68,7 +69,14 @@ class OutlierLinear(nn.Module):
         w = split(
             linear.weight.detach(), mask, bits=bits, group=group, scheme=scheme, value_dtype=value_dtype
         )
-        return cls(w, linear.bias).train(linear.training)
+        layer = cls(w, linear.bias)
+        note(layer, linear.weight)
+        return layer.train(linear.training)
+
+    @property
+    def group(self) -> int:
+        """Columns that share a scale."""
+        return self.dense.group
 
     @property
     def in_features(self) -> int:
