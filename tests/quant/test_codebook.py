@@ -187,6 +187,15 @@ def test_better_than_plain_int4_at_fewer_bits() -> None:
     assert (w - q.dequantize()).norm() < 0.7 * (w - plain.dequantize()).norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_weights(dtype: torch.dtype) -> None:
+    w = points(8, 32).to(dtype)
+    q = codebook.fit(w, 256)
+    assert q.dequantize().dtype == dtype
+    assert (q.dequantize().float() - w.float()).norm() < 0.05 * w.float().norm()
+    assert codebook.Codebook.from_dict(q.to_dict()).dequantize("float32").dtype == torch.float32
+
+
 def test_importance_moves_codewords_to_where_it_counts() -> None:
     w = points(64, 64)
     weight = torch.where(w > 0, 100.0, 0.01)
@@ -334,7 +343,7 @@ def test_calibration_lowers_the_output_error(
         (lambda w: codebook.fit(w, 4, dim=0), "dim must be"),
         (lambda w: codebook.fit(w / 0, 4), "non-finite"),
         (lambda w: codebook.fit(w * 1e30, 4), r"book_dtype=torch\.float32"),
-        (lambda w: codebook.fit(w.double(), 4), "dtype of w"),
+        (lambda w: codebook.fit(w.double(), 4), "dtype of w must be one of"),
         (lambda w: codebook.fit(w[:0], 4), "element at least"),
         (lambda w: codebook.fit(w, 4, weight=-w.abs()), "weight must be"),
         (lambda w: codebook.fit(w, 4, weight=w[0]), "shape of w"),

@@ -142,6 +142,15 @@ def test_wide_rows_and_bfloat16() -> None:
         gwq.quantize(w * 1e6, w, fraction=1 / 40000)
 
 
+def test_float16_weights_are_exact_aside() -> None:
+    w = heavy_tailed(4, 64).half()
+    q = outliers.quantize(w, group=32)
+    mask = outliers.select(w, 32)
+    assert q.dequantize().dtype == torch.float16
+    assert bool(mask.any())
+    assert torch.equal(q.dequantize()[mask], w[mask])
+
+
 def test_damaged_states_are_refused() -> None:
     w = heavy_tailed(5, 64)
     good = gwq.quantize(w, w, group=32, fraction=0.1)
@@ -165,6 +174,11 @@ def test_damaged_states_are_refused() -> None:
         (changed(value=good.value.float()), "float16 or bfloat16"),
         (changed(value=[1.0]), "must be a torch tensor"),
         (changed(dense=other.to_dict()["dense"]), "must be 0 in place"),
+        (changed(dense=lt.quant.quantize(w, 4, 32, flat=True).to_dict()), "along rows"),
+        (
+            changed(dense=lt.quant.quantize(w.abs(), 4, 32, scheme="linear_nozero").to_dict()),
+            "scheme of dense",
+        ),
     ]
     for state, words in bad:
         with pytest.raises(lt.LowtideError, match=words):
@@ -217,6 +231,20 @@ def test_layer_equals_its_dequantized_weight() -> None:
             torch.testing.assert_close(dx.float(), g.float() @ dense, **tolerance)
             assert q(x[:0]).shape == (0, 3, linear.out_features)
         assert not any(p.requires_grad for p in layer.dense.parameters())
+
+
+def test_a_bfloat16_scale_becomes_a_float32_one() -> None:
+    w = heavy_tailed(16, 64)
+    q = gwq.quantize(w, w, group=32)
+    rest = torch.where(gwq.select(w), 0, w)
+    narrow = gwq.DenseSparse.from_dict(
+        {**q.to_dict(), "dense": lt.quant.quantize(rest, 4, 32, scale_dtype="bfloat16").to_dict()}
+    )
+    layer = OutlierLinear(narrow)
+    assert layer.dense.weight_scale.dtype == torch.float32
+    assert torch.equal(layer.dequantize(), narrow.dequantize())
+    x = torch.randn(3, 64)
+    torch.testing.assert_close(layer(x), x @ narrow.dequantize().T, rtol=1e-5, atol=1e-5)
 
 
 def test_layer_conversions_and_state_dict() -> None:
@@ -303,6 +331,7 @@ def test_outliers_of_a_model() -> None:
         (lambda w: gwq.quantize(w, w, group=33), "multiple of 32"),
         (lambda w: gwq.quantize(w, w, value_dtype=torch.float32), "value_dtype"),
         (lambda w: gwq.quantize(w.int(), w), "floating point"),
+        (lambda w: gwq.quantize(w, w, scheme="linear_nozero"), "scheme must be one of"),
         (lambda w: gwq.kth_largest(w, 0), "k must be"),
         (lambda w: outliers.quantize(w, limit=-1), "limit"),
         (lambda w: outliers.quantize(w.numpy()), "torch tensor"),

@@ -188,6 +188,41 @@ def test_the_mirror_images() -> None:
         qat.GradientConflictFreeze([scale], window=1)
 
 
+def test_two_objectives_train_learned_scales() -> None:
+    """LSQ with the gradient at w and at SAM's point w + rho g/|g|, combined over several windows."""
+    x, y, student = _task()
+    model = qat.attach_(student, qat.LSQ, bits=3)
+    scales = [q.scale for q in qat.latent_weights(model).values()]
+    others = [p for p in model.parameters() if not any(p is s for s in scales)]
+    freeze = qat.GradientConflictFreeze(scales, window=10, threshold=0.4)
+    opt = torch.optim.Adam(model.parameters(), lr=3e-3)
+
+    def gradients() -> tuple[float, list[torch.Tensor]]:
+        opt.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        return loss.item(), [s.grad.clone() for s in scales]
+
+    losses, shares = [], []
+    for _ in range(100):
+        loss, task = gradients()
+        losses.append(loss)
+        norm = torch.stack([p.grad.norm() for p in others]).norm()
+        steps = [0.02 * p.grad / norm for p in others]
+        with torch.no_grad():
+            torch._foreach_add_(others, steps)
+        _, flat = gradients()
+        with torch.no_grad():
+            torch._foreach_sub_(others, steps)
+        freeze.apply_(task, flat)
+        opt.step()
+        shares.append(sum(int(f.sum()) for f in freeze.frozen) / sum(s.numel() for s in scales))
+    assert losses[-1] < losses[0] / 3
+    assert shares[:9] == [0.0] * 9
+    assert len(set(shares)) > 3  # scales freeze and thaw
+    assert 0 < max(shares) <= 1
+
+
 # ---- attaching
 
 
@@ -267,11 +302,11 @@ def test_training_through_the_estimator_beats_rounding_the_trained_weights(
 ) -> None:
     """``gain``: how many times smaller the loss must be than with the same quantizer put on the trained weights."""
     x, y, student = _task()
-    fp32 = float((student(x) - y).square().mean().detach())
+    fp32 = (student(x) - y).square().mean().item()
     model = qat.attach_(student, make, **settings)
-    rounded = float((model(x) - y).square().mean())
+    rounded = (model(x) - y).square().mean().item()
     _train(model, x, y, 300, 5e-3)
     qat.bake_(model)
-    trained = float((model(x) - y).square().mean())
+    trained = (model(x) - y).square().mean().item()
     assert rounded > 10 * fp32
     assert trained < rounded / gain

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
-from lowtide.quant._format import group_count
+from lowtide.quant._format import SCHEMES, choice, group_count
 from lowtide.quant._tensor import Quantized, quantize
 
 _INT16_COLUMNS = 1 << 15
@@ -64,7 +64,7 @@ class DenseSparse:
         return torch.repeat_interleave(torch.arange(counts.numel(), device=counts.device), counts)
 
     def dequantize(self, dtype: str | None = None) -> Tensor:
-        """The values in their original shape, as ``"float32"`` or ``"bfloat16"`` (default: what was quantized)."""
+        """The values in their original shape, as ``"float32"``, ``"bfloat16"`` or ``"float16"`` (default: what was quantized)."""
         w: Tensor = self.dense.dequantize(dtype)
         w.view(-1)[self.rows() * self.shape[-1] + self.column.long()] = self.value.to(w.dtype)
         return w
@@ -85,6 +85,9 @@ class DenseSparse:
         return self
 
     def _check(self) -> None:
+        choice(self.dense.scheme, "the scheme of dense", SCHEMES)
+        if self.dense.flat:
+            raise LowtideValueError("dense must have its groups along rows, not over the flattened tensor")
         rows, cols = math.prod(self.shape[:-1]), self.shape[-1]
         parts = {k: getattr(self, k) for k in _KEYS[1:]}
         for name, part in parts.items():
@@ -151,10 +154,10 @@ def split(
     """Quantize ``w`` with the elements of ``mask`` kept aside in 16 bit.
 
     Args:
-        w: float32 or bfloat16, (..., cols), finite.
+        w: float32, bfloat16 or float16, (..., cols), finite.
         mask: bool of the shape of ``w``: the outliers.
-        bits, group, scheme: see :func:`lowtide.quant.quantize`.
-        value_dtype: float16 (default for float32) or bfloat16 (default for bfloat16, exact).
+        bits, group: see :func:`lowtide.quant.quantize`. scheme: ``"symmetric"`` or ``"asymmetric"``.
+        value_dtype: float16 (default) or bfloat16 (default for bfloat16, exact).
 
     Raises:
         LowtideValueError, LowtideTypeError: a bad argument, or an outlier beyond the range of float16.
@@ -162,6 +165,7 @@ def split(
     check_matrix(w)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != w.shape:
         raise LowtideTypeError(f"mask must be a bool tensor of shape {tuple(w.shape)}")
+    choice(scheme, "scheme", SCHEMES)
     if value_dtype is None:
         value_dtype = torch.bfloat16 if w.dtype == torch.bfloat16 else torch.float16
     if value_dtype not in _VALUES:

@@ -46,7 +46,8 @@ class OutlierLinear(nn.Module):
             in_features, out_features, bias=False, bits=q.bits, group=q.group, scheme=q.scheme
         )
         self.dense.weight.data = q.codes
-        self.dense.weight_scale, self.dense.weight_zero = q.scale, q.zero
+        # A bfloat16 scale is a float32 number: nothing is rounded.
+        self.dense.weight_scale, self.dense.weight_zero = q.scale.float(), q.zero
         self.dense.weight.requires_grad_(False)
         for name in ("row_start", "column", "value"):
             self.register_buffer(name, getattr(weight, name))

@@ -114,7 +114,7 @@ def quantize(
     """Quantize ``w`` in groups, with the ``fraction`` of largest |grad| kept aside in 16 bit.
 
     Args:
-        w: float32 or bfloat16, (..., cols). grad: dL/dw of a calibration sample, of the same shape; finite.
+        w: float32, bfloat16 or float16, (..., cols). grad: dL/dw of a calibration sample, of the same shape; finite.
         bits, group, scheme: see :func:`lowtide.quant.quantize`; scales are those of the rest of each group.
         value_dtype: of the outliers, see :class:`DenseSparse`.
 

@@ -82,7 +82,7 @@ def quantize(
     """Quantize ``w`` in groups, with the outliers that :func:`select` finds kept aside in 16 bit.
 
     Args:
-        w: float32 or bfloat16, (..., cols), finite.
+        w: float32, bfloat16 or float16, (..., cols), finite.
         bits, group, scheme: see :func:`lowtide.quant.quantize`. limit: see :func:`select`.
         value_dtype: of the outliers, see :class:`DenseSparse`.
 

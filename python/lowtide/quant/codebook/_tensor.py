@@ -13,12 +13,11 @@ from torch import Tensor
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.quant._dense_sparse import check_matrix
-from lowtide.quant._format import choice
+from lowtide.quant._format import FLOATS, choice
 from lowtide.quant.codebook._kmeans import assign, kmeans
 from lowtide.quant.codebook._pack import WIDTHS, pack, row_bytes, unpack, width_for
 
 _BOOKS = (torch.float32, torch.float16, torch.bfloat16)
-_DTYPES = ("float32", "bfloat16")
 
 
 def subvectors(w: Tensor, dim: int) -> Tensor:
@@ -36,7 +35,7 @@ class Codebook:
         book: (k, dim) float16 (or float32, bfloat16) codewords.
         row_scale: float32 (rows, 1) factor of each row, or ``None``.
         shape: shape of the tensor. bits: 1, 2, 4, 8 or 16, the width of an index.
-        dtype: ``"float32"`` or ``"bfloat16"``: what was quantized, and what :meth:`dequantize` returns.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``: what was quantized, and what :meth:`dequantize` returns.
     """
 
     codes: Tensor
@@ -66,8 +65,8 @@ class Codebook:
         return unpack(self.codes, self.bits, -(-self.shape[-1] // self.dim))
 
     def dequantize(self, dtype: str | None = None) -> Tensor:
-        """The values in their original shape, as ``"float32"`` or ``"bfloat16"``."""
-        target: torch.dtype = getattr(torch, choice(dtype or self.dtype, "dtype", _DTYPES))
+        """The values in their original shape, as ``"float32"``, ``"bfloat16"`` or ``"float16"``."""
+        target: torch.dtype = getattr(torch, choice(dtype or self.dtype, "dtype", FLOATS))
         w = self.book.float()[self.indices()].reshape(self.codes.shape[0], -1)[:, : self.shape[-1]]
         if self.row_scale is not None:
             w = w * self.row_scale
@@ -99,7 +98,7 @@ class Codebook:
     def _check(self) -> None:
         if self.bits not in WIDTHS:
             raise LowtideValueError(f"bits must be one of {', '.join(map(str, WIDTHS))}, got {self.bits!r}")
-        choice(self.dtype, "dtype", _DTYPES)
+        choice(self.dtype, "dtype", FLOATS)
         for name, part in (("codes", self.codes), ("book", self.book), ("row_scale", self.row_scale)):
             if not isinstance(part, Tensor) and not (part is None and name == "row_scale"):
                 raise LowtideTypeError(f"{name} must be a torch tensor, got {type(part).__name__}")
@@ -146,7 +145,7 @@ def fit(
     """Learn ``k`` codewords of ``dim`` neighbouring weights by k-means and map ``w`` to the nearest ones.
 
     Args:
-        w: float32 or bfloat16, (..., cols), finite; a row that ``dim`` does not divide ends in a padded codeword.
+        w: float32, bfloat16 or float16, (..., cols), finite; a row that ``dim`` does not divide ends in a padded codeword.
         k: codewords, up to 65536. Indices take 1, 2, 4, 8 or 16 bits.
         row_scale: divide each row by its root mean square first (32 bits a row).
         weight: importance of each element, of the shape of ``w`` and >= 0 (such as squared gradients); that of a
@@ -160,7 +159,7 @@ def fit(
     if book_dtype not in _BOOKS:
         raise LowtideTypeError(f"book_dtype must be float32, float16 or bfloat16, got {book_dtype}")
     name = str(w.dtype).removeprefix("torch.")
-    choice(name, "the dtype of w", _DTYPES)
+    choice(name, "the dtype of w", FLOATS)
     if not w.numel():
         raise LowtideValueError(f"w must have an element at least, got shape {tuple(w.shape)}")
     flat = w.detach().float().reshape(-1, w.shape[-1])
