@@ -196,6 +196,41 @@ def test_sixteen_bit_weights(dtype: torch.dtype) -> None:
     assert codebook.Codebook.from_dict(q.to_dict()).dequantize("float32").dtype == torch.float32
 
 
+def test_rows_of_one_distribution_share_a_book() -> None:
+    rng = np.random.default_rng(0)
+    kinds = np.arange(96) % 3
+    wide, two_sided = rng.standard_normal((96, 256)) * 2, rng.choice([-1.0, 1.0], (96, 256))
+    rows = np.where(kinds[:, None] == 0, rng.standard_normal((96, 256)) * 0.3, wide)
+    rows = np.where(kinds[:, None] == 2, two_sided + 0.05 * rng.standard_normal((96, 256)), rows)
+    w = torch.tensor(rows, dtype=torch.float32)
+    q = codebook.fit(w, 16, books=3)
+    groups = [set(q.row_book[kinds == kind].tolist()) for kind in range(3)]
+    assert [len(g) for g in groups] == [1, 1, 1]
+    assert set.union(*groups) == {0, 1, 2}
+    single = codebook.fit(w, 16)
+    assert q.nbytes == single.nbytes + 2 * 2 * 16 + 96
+    errors = [(w - c.dequantize()).square().mean(1) for c in (q, single)]
+    assert errors[0].sum() < errors[1].sum()
+    assert errors[0][kinds == 2].sum() < 0.1 * errors[1][kinds == 2].sum()
+    for kind in range(3):  # each group is what a codebook of its own would be
+        mine = torch.tensor(kinds == kind)
+        assert torch.equal(q.dequantize()[mine], codebook.fit(w[mine], 16).dequantize())
+    file = io.BytesIO()
+    torch.save(q.to_dict(), file)
+    file.seek(0)
+    assert torch.equal(
+        codebook.Codebook.from_dict(torch.load(file, weights_only=True)).dequantize(), q.dequantize()
+    )
+
+    for m in (codebook.CandidateMapping(q, w, n=2), codebook.JointMapping(q, w, n=3)):
+        assert torch.equal(m.harden().dequantize(), q.dequantize())
+        owner = q.row_book.long()[:, None, None]
+        own = m.candidate.reshape(96, -1, m.candidate.shape[1])
+        assert bool((own // 16 == owner).all())
+        (m() - w).square().sum().backward()
+        assert bool(m.book.grad.any(1).all())
+
+
 def test_importance_moves_codewords_to_where_it_counts() -> None:
     w = points(64, 64)
     weight = torch.where(w > 0, 100.0, 0.01)
@@ -206,6 +241,7 @@ def test_importance_moves_codewords_to_where_it_counts() -> None:
 
 def test_damaged_states_are_refused() -> None:
     good = codebook.fit(points(4, 30), 5, dim=2, row_scale=True).to_dict()
+    two = codebook.fit(points(4, 30), 5, dim=2, books=2).to_dict()
     bad = [
         ({**good, "extra": 1}, "keys"),
         ({**good, "codes": good["codes"] | 0xFF}, "beyond the 5 codewords"),
@@ -216,6 +252,13 @@ def test_damaged_states_are_refused() -> None:
         ({**good, "row_scale": -good["row_scale"]}, "row_scale"),
         ({**good, "bits": 3}, "bits must be one of"),
         ({**good, "shape": (4, -30)}, "shape"),
+        ({**good, "row_book": torch.zeros(4, dtype=torch.uint8)}, "row_book"),
+        ({**good, "books": 2}, "book must hold 2 books"),
+        ({**good, "books": 5}, "codes point beyond"),
+        ({**good, "books": 0}, "books must be"),
+        ({**two, "row_book": two["row_book"] + 1}, "row_book"),
+        ({**two, "row_book": two["row_book"][1:]}, "row_book"),
+        ({**two, "row_book": None}, "row_book"),
         ({**good, "shape": (4, 60)}, "codes must be uint8"),
         ({**good, "dtype": "int8"}, "dtype"),
     ]
@@ -341,6 +384,8 @@ def test_calibration_lowers_the_output_error(
         (lambda w: codebook.fit(w, 0), "k must be"),
         (lambda w: codebook.fit(w, 1 << 17), "k must be"),
         (lambda w: codebook.fit(w, 4, dim=0), "dim must be"),
+        (lambda w: codebook.fit(w, 4, books=5), "between 1 and 4"),
+        (lambda w: codebook.fit(w, 4, books=0), "books must be"),
         (lambda w: codebook.fit(w / 0, 4), "non-finite"),
         (lambda w: codebook.fit(w * 1e30, 4), r"book_dtype=torch\.float32"),
         (lambda w: codebook.fit(w.double(), 4), "dtype of w must be one of"),

@@ -28,7 +28,7 @@ def check_points(x: object, name: str = "x") -> Tensor:
     return x.detach().float()
 
 
-def _check_k(k: int) -> None:
+def check_k(k: int) -> None:
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= 1 << 16:
         raise LowtideValueError(f"k must be an integer between 1 and 65536, got {k!r}")
 
@@ -60,7 +60,7 @@ def kmeans_init(x: Tensor, k: int, *, weight: Tensor | None = None, seed: int = 
         x: (N, d). weight: (N,) importance, or ``None``. seed, param: address of the noise in :mod:`lowtide.random`.
     """
     x = check_points(x)
-    _check_k(k)
+    check_k(k)
     weight = _check_weight(weight, x.shape[0])
     check_uint(seed, "seed", 63)
     n = x.shape[0]
@@ -143,7 +143,7 @@ def kmeans(
         distortions: weighted sum of squared distances before each step and after the last; never ascending.
     """
     x = check_points(x)
-    _check_k(k)
+    check_k(k)
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
         raise LowtideValueError(f"iterations must be an integer >= 0, got {iterations!r}")
     w = _check_weight(weight, x.shape[0])

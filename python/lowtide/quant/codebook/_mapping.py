@@ -50,6 +50,20 @@ def _logits(distance: Tensor) -> Tensor:
     return z
 
 
+def _own_candidates(x: Tensor, book: Tensor, q: Codebook, n: int) -> tuple[Tensor, Tensor]:
+    """:func:`candidates` of each sub-vector among the codewords of its row's book, counted over all books."""
+    if q.row_book is None:
+        return candidates(x, book, n)
+    owner = q.row_book.repeat_interleave(x.shape[0] // len(q.row_book))
+    index = torch.empty(x.shape[0], n, dtype=torch.int64, device=x.device)
+    distance = torch.empty(x.shape[0], n, device=x.device)
+    for b in sorted(set(q.row_book.tolist())):
+        mine = owner == b
+        near, distance[mine] = candidates(x[mine], book[b * q.k : (b + 1) * q.k], n)
+        index[mine] = near + b * q.k
+    return index, distance
+
+
 class _Mapping(nn.Module):
     """Logits over candidate codewords, and the codewords: what both methods share."""
 
@@ -61,7 +75,7 @@ class _Mapping(nn.Module):
             raise LowtideValueError(f"q must be a Codebook (see codebook.fit), got {type(q).__name__}")
         if tuple(w.shape) != q.shape:
             raise LowtideValueError(f"w must have the shape of q, {q.shape}, got {tuple(w.shape)}")
-        self.shape, self.bits, self.dtype = q.shape, q.bits, q.dtype
+        self.shape, self.bits, self.dtype, self.books = q.shape, q.bits, q.dtype, q.books
         flat = w.detach().float().reshape(-1, w.shape[-1])
         if q.row_scale is not None:
             flat = torch.where(
@@ -69,11 +83,12 @@ class _Mapping(nn.Module):
             )
         self.book_dtype = q.book.dtype
         book = q.book.detach().float()
-        index, distance = candidates(subvectors(flat, q.dim), book, n)
+        index, distance = _own_candidates(subvectors(flat, q.dim), book, q, n)
         self.book = nn.Parameter(book.clone())
         self.logits = nn.Parameter(_logits(distance))
         self.register_buffer("candidate", index)
         self.register_buffer("row_scale", q.row_scale)
+        self.register_buffer("row_book", q.row_book)
 
     def _weight(self, sub: Tensor) -> Tensor:
         """(N, dim) sub-vectors as a tensor of the weight's shape."""
@@ -84,7 +99,7 @@ class _Mapping(nn.Module):
         return w.reshape(self.shape)
 
     def indices(self) -> Tensor:
-        """The codeword of the largest logit of each sub-vector, int64 (N,)."""
+        """The codeword of the largest logit of each sub-vector, int64 (N,), counted over all books."""
         best = self.logits.detach().argmax(1, keepdim=True)
         return self.candidate.gather(1, best)[:, 0]
 
@@ -92,9 +107,12 @@ class _Mapping(nn.Module):
     def harden(self) -> Codebook:
         """The codebook with every sub-vector at the codeword of its largest logit."""
         rows = math.prod(self.shape[:-1])
-        codes = pack(self.indices().reshape(rows, -1), self.bits)
+        k = self.book.shape[0] // self.books
+        codes = pack((self.indices() % k).reshape(rows, -1), self.bits)
         scale = self.row_scale if isinstance(self.row_scale, Tensor) else None
-        return Codebook(codes, self.book.to(self.book_dtype), scale, self.shape, self.bits, self.dtype)
+        which = self.row_book if isinstance(self.row_book, Tensor) else None
+        book = self.book.detach().to(self.book_dtype)
+        return Codebook(codes, book, scale, which, self.shape, self.bits, self.dtype, self.books)
 
 
 class CandidateMapping(_Mapping):

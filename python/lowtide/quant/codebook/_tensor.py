@@ -14,9 +14,11 @@ from torch import Tensor
 from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.quant._dense_sparse import check_matrix
 from lowtide.quant._format import FLOATS, choice
-from lowtide.quant.codebook._kmeans import assign, kmeans
+from lowtide.quant.codebook._kmeans import assign, check_k, kmeans
 from lowtide.quant.codebook._pack import WIDTHS, pack, row_bytes, unpack, width_for
 
+_QUANTILES = 32
+_RESTARTS = 8
 _BOOKS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -32,18 +34,26 @@ class Codebook:
 
     Attributes:
         codes: uint8, (rows, bytes of a row): ceil(cols / dim) indices of ``bits`` bits.
-        book: (k, dim) float16 (or float32, bfloat16) codewords.
+        book: (books * k, dim) float16 (or float32, bfloat16) codewords, book after book.
         row_scale: float32 (rows, 1) factor of each row, or ``None``.
-        shape: shape of the tensor. bits: 1, 2, 4, 8 or 16, the width of an index.
+        row_book: uint8 (rows,), the book of each row, or ``None`` for a single one.
+        shape: shape of the tensor. bits: 1, 2, 4, 8 or 16, the width of an index. books: how many there are.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``: what was quantized, and what :meth:`dequantize` returns.
     """
 
     codes: Tensor
     book: Tensor
     row_scale: Tensor | None
+    row_book: Tensor | None
     shape: tuple[int, ...]
     bits: int
     dtype: str = "float32"
+    books: int = 1
+
+    @property
+    def k(self) -> int:
+        """Codewords in a book."""
+        return self.book.shape[0] // self.books
 
     @property
     def dim(self) -> int:
@@ -52,22 +62,26 @@ class Codebook:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of indices, codewords and row factors."""
-        return sum(t.nbytes for t in (self.codes, self.book, self.row_scale) if t is not None)
+        """Bytes of indices, codewords, row factors and book numbers."""
+        parts = (self.codes, self.book, self.row_scale, self.row_book)
+        return sum(t.nbytes for t in parts if t is not None)
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits over elements, codewords and row factors included."""
+        """Stored bits over elements, everything included."""
         return 8 * self.nbytes / max(1, math.prod(self.shape))
 
     def indices(self) -> Tensor:
-        """int64 (rows, ceil(cols / dim))."""
+        """The codeword of each sub-vector within its row's book, int64 (rows, ceil(cols / dim))."""
         return unpack(self.codes, self.bits, -(-self.shape[-1] // self.dim))
 
     def dequantize(self, dtype: str | None = None) -> Tensor:
         """The values in their original shape, as ``"float32"``, ``"bfloat16"`` or ``"float16"``."""
         target: torch.dtype = getattr(torch, choice(dtype or self.dtype, "dtype", FLOATS))
-        w = self.book.float()[self.indices()].reshape(self.codes.shape[0], -1)[:, : self.shape[-1]]
+        index = self.indices()
+        if self.row_book is not None:
+            index = index + self.k * self.row_book.long()[:, None]
+        w = self.book.float()[index].reshape(self.codes.shape[0], -1)[:, : self.shape[-1]]
         if self.row_scale is not None:
             w = w * self.row_scale
         return w.to(target).reshape(self.shape)
@@ -99,10 +113,15 @@ class Codebook:
         if self.bits not in WIDTHS:
             raise LowtideValueError(f"bits must be one of {', '.join(map(str, WIDTHS))}, got {self.bits!r}")
         choice(self.dtype, "dtype", FLOATS)
-        for name, part in (("codes", self.codes), ("book", self.book), ("row_scale", self.row_scale)):
-            if not isinstance(part, Tensor) and not (part is None and name == "row_scale"):
+        for name in ("codes", "book", "row_scale", "row_book"):
+            part = getattr(self, name)
+            if not isinstance(part, Tensor) and not (part is None and name.startswith("row")):
                 raise LowtideTypeError(f"{name} must be a torch tensor, got {type(part).__name__}")
         book, rows = self.book, math.prod(self.shape[:-1])
+        if isinstance(self.books, bool) or not isinstance(self.books, int) or not 1 <= self.books <= 256:
+            raise LowtideValueError(f"books must be an integer between 1 and 256, got {self.books!r}")
+        if book.dim() == 2 and book.shape[0] % self.books:
+            raise LowtideValueError(f"book must hold {self.books} books of one size; the state is damaged")
         if book.dtype not in _BOOKS or book.dim() != 2 or not book.numel() or not bool(book.isfinite().all()):
             raise LowtideValueError(
                 "book must be finite floating point codewords (k, dim); the state is damaged"
@@ -113,8 +132,16 @@ class Codebook:
                 f"codes must be uint8 {want}, got {self.codes.dtype} {tuple(self.codes.shape)}"
             )
         index = self.indices()
-        if index.numel() and int(index.max()) >= book.shape[0]:
-            raise LowtideValueError(f"codes point beyond the {book.shape[0]} codewords; the state is damaged")
+        if index.numel() and int(index.max()) >= self.k:
+            raise LowtideValueError(f"codes point beyond the {self.k} codewords; the state is damaged")
+        r = self.row_book
+        if (r is None) != (self.books == 1) or (
+            r is not None
+            and not (r.dtype == torch.uint8 and tuple(r.shape) == (rows,) and bool((r < self.books).all()))
+        ):
+            raise LowtideValueError(
+                f"row_book must be uint8 ({rows},) below {self.books}; the state is damaged"
+            )
         s = self.row_scale
         if s is not None and not (
             s.dtype == torch.float32 and tuple(s.shape) == (rows, 1) and bool((s.isfinite() & (s >= 0)).all())
@@ -125,7 +152,7 @@ class Codebook:
 
     def __repr__(self) -> str:
         return (
-            f"Codebook(shape={self.shape}, {self.book.shape[0]} codewords of {self.dim}, "
+            f"Codebook(shape={self.shape}, {self.books} x {self.k} codewords of {self.dim}, "
             f"{self.bits_per_weight:.3f} bits a weight)"
         )
 
@@ -135,6 +162,7 @@ def fit(
     k: int,
     *,
     dim: int = 1,
+    books: int = 1,
     row_scale: bool = False,
     weight: Tensor | None = None,
     iterations: int = 25,
@@ -147,6 +175,8 @@ def fit(
     Args:
         w: float32, bfloat16 or float16, (..., cols), finite; a row that ``dim`` does not divide ends in a padded codeword.
         k: codewords, up to 65536. Indices take 1, 2, 4, 8 or 16 bits.
+        books: at most 256; rows of similar distribution share one (8 bits a row), as in JLCM (arXiv 2309.17361, section
+            3.1). Similar: k-means on 32 quantiles of each row, that is by the 2-Wasserstein distance.
         row_scale: divide each row by its root mean square first (32 bits a row).
         weight: importance of each element, of the shape of ``w`` and >= 0 (such as squared gradients); that of a
             codeword is the mean over its elements.
@@ -154,6 +184,7 @@ def fit(
         seed, param: address of the seeding noise in :mod:`lowtide.random`.
     """
     check_matrix(w)
+    check_k(k)
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
         raise LowtideValueError(f"dim must be an integer >= 1, got {dim!r}")
     if book_dtype not in _BOOKS:
@@ -167,19 +198,46 @@ def fit(
     if row_scale:
         scale = flat.double().square().mean(1, keepdim=True).sqrt().float()
         flat = torch.where(scale > 0, flat / scale.clamp_min(torch.finfo(torch.float32).tiny), 0)
-    points = subvectors(flat, dim)
     importance = None
     if weight is not None:
         if not isinstance(weight, Tensor) or weight.shape != w.shape:
             raise LowtideValueError(f"weight must have the shape of w, {tuple(w.shape)}")
-        importance = subvectors(weight.detach().float().reshape(flat.shape), dim).mean(1)
-    book, _ = kmeans(points, k, weight=importance, iterations=iterations, seed=seed, param=param)
-    stored = book.to(book_dtype)
-    if not bool(stored.isfinite().all()):
-        raise LowtideValueError(
-            "w is beyond the range of float16; pass book_dtype=torch.float32 or row_scale=True"
-        )
-    index, _ = assign(points, stored.float())
+        importance = weight.detach().float().reshape(flat.shape)
+    group = _row_groups(flat, books, seed, param)
     bits = width_for(k)
-    codes = pack(index.reshape(flat.shape[0], -1), bits)
-    return Codebook(codes, stored, scale, tuple(int(d) for d in w.shape), bits, name)
+    stored = torch.zeros(books * k, dim, dtype=book_dtype, device=w.device)
+    index = torch.zeros(flat.shape[0], -(-flat.shape[1] // dim), dtype=torch.int64, device=w.device)
+    for b in range(books):
+        mine = slice(None) if group is None else group == b
+        points = subvectors(flat[mine], dim)
+        if not points.numel():
+            continue
+        share = None if importance is None else subvectors(importance[mine], dim).mean(1)
+        book, _ = kmeans(points, k, weight=share, iterations=iterations, seed=seed, param=param)
+        stored[b * k : (b + 1) * k] = book.to(book_dtype)
+        if not bool(stored.isfinite().all()):
+            raise LowtideValueError(
+                "w is beyond the range of float16; pass book_dtype=torch.float32 or row_scale=True"
+            )
+        near, _ = assign(points, stored[b * k : (b + 1) * k].float())
+        index[mine] = near.reshape(-1, index.shape[1])
+    row_book = None if group is None else group.to(torch.uint8)
+    shape = tuple(int(d) for d in w.shape)
+    return Codebook(pack(index, bits), stored, scale, row_book, shape, bits, name, books)
+
+
+def _row_groups(rows: Tensor, books: int, seed: int, param: int) -> Tensor | None:
+    """The book of each row, int64, or ``None`` for a single one."""
+    if isinstance(books, bool) or not isinstance(books, int) or not 1 <= books <= min(256, rows.shape[0]):
+        raise LowtideValueError(
+            f"books must be an integer between 1 and {min(256, rows.shape[0])} (256, and the rows of w), got {books!r}"
+        )
+    if books == 1:
+        return None
+    # The k-th quantile of a row at (k + 1/2) / 32: an equal share of its mass each.
+    at = ((torch.arange(_QUANTILES, device=rows.device) + 0.5) * rows.shape[1] / _QUANTILES).long()
+    profile = rows.sort(dim=1).values[:, at]
+    # Few points and few groups: one unlucky start costs a book, several starts cost nothing.
+    tries = [kmeans(profile, books, seed=(seed + i) % (1 << 63), param=param) for i in range(_RESTARTS)]
+    centres, _ = min(tries, key=lambda t: t[1][-1])
+    return assign(profile, centres)[0]
