@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timing that survives a busy machine: rivals take turns, each reports its best and its median, and its best
+"""Timing that survives a busy machine: rivals take turns, each reports its median and spread, its best, and its best
 processor time, which other programs disturb less."""
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ __all__ = ["environment", "race", "save"]
 
 
 def race(
-    rivals: dict[str, Callable[[], Any]], *, rounds: int, budget: float = 60.0
+    rivals: dict[str, Callable[[], Any]], *, rounds: int, budget: float = 60.0, turn: float = 0.0
 ) -> dict[str, dict[str, float]]:
     """Seconds of each rival over up to ``rounds`` rounds within ``budget`` seconds.
 
-    ``best`` and ``median`` of the wall clock; ``cpu``: best processor time of the process, all threads together.
+    In a round each rival has one turn: one run, and more (up to ten) while ``turn`` seconds have not passed.
+    ``median``, ``mad`` (median distance from it) and ``best`` of the wall clock, over ``runs`` runs; ``cpu``: best
+    processor time of the process, all threads together.
     """
     seen: dict[str, list[float]] = {name: [] for name in rivals}
     used: dict[str, list[float]] = {name: [] for name in rivals}
@@ -34,15 +36,27 @@ def race(
         run()
     for _ in range(rounds):
         for name, run in rivals.items():
-            t, c = time.perf_counter(), time.process_time()
-            run()
-            seen[name].append(time.perf_counter() - t)
-            used[name].append(time.process_time() - c)
+            began = time.perf_counter()
+            for _ in range(10):
+                t, c = time.perf_counter(), time.process_time()
+                run()
+                used[name].append(time.process_time() - c)
+                seen[name].append(time.perf_counter() - t)
+                if time.perf_counter() - began >= turn:
+                    break
         if time.perf_counter() - started > budget:
             break
+    return {name: _figures(t, used[name]) for name, t in seen.items()}
+
+
+def _figures(seconds: list[float], used: list[float]) -> dict[str, float]:
+    middle = statistics.median(seconds)
     return {
-        name: {"best": min(t), "median": statistics.median(t), "cpu": min(used[name])}
-        for name, t in seen.items()
+        "median": middle,
+        "mad": statistics.median(abs(t - middle) for t in seconds),
+        "best": min(seconds),
+        "cpu": min(used),
+        "runs": len(seconds),
     }
 
 

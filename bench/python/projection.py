@@ -3,8 +3,9 @@
 
     python bench/python/projection.py [--threads 1,2] [--rounds N] [--no-save]
 
-``of torch.mm``: torch's time over ours, dense operands. ``int4``, ``int8``: our dense time over ours with that operand
-packed; torch would have to decode it first.
+``vs_torch``: the median of torch.mm, both operands dense, over that of the row. In ``int4`` and ``int8`` rows one operand
+(a basis or a weight) is packed; torch would have to decode it first. Dense results are verified against double precision,
+packed ones bit for bit against the decoded operand. Methods take turns.
 """
 
 from __future__ import annotations
@@ -33,36 +34,47 @@ SHAPES = [
 ]
 
 
-def measure(shape: tuple[Any, ...], rounds: int) -> dict[str, Any]:
+def measure(shape: tuple[Any, ...], args: argparse.Namespace) -> dict[str, Any]:
     name, m, n, k, ta, tb, packed = shape
     a = torch.randn(k, m) if ta else torch.randn(m, k)
     b = torch.randn(n, k) if tb else torch.randn(k, n)
     x, y = (a.T if ta else a), (b.T if tb else b)
-    want = x.double() @ y.double()
     rivals: dict[str, Any] = {
         "torch.mm": lambda: torch.mm(x, y),
-        "lowtide": lambda: ops.matmul(a, b, ta=ta, tb=tb),
+        "float32": lambda: ops.matmul(a, b, ta=ta, tb=tb),
     }
-    if packed:
-        for bits in (8, 4):
-            q = quant.quantize(a if packed == "a" else b, bits=bits, group=256, scheme="asymmetric")
-            u, v = (q, b) if packed == "a" else (a, q)
-            rivals[f"int{bits}"] = lambda u=u, v=v: ops.matmul(u, v, ta=ta, tb=tb)
-    error = float((rivals["lowtide"]().double() - want).abs().max() / want.abs().max())
-    if error > k * 2.0**-24:
+    want = x.double() @ y.double()
+    error = float((rivals["float32"]().double() - want).abs().max() / want.abs().max())
+    if not error <= k * 2.0**-24:
         raise SystemExit(f"{name}: wrong result, relative error {error:.1e}")
-    t = race(rivals, rounds=rounds)
-    row: dict[str, Any] = {"name": name, "rows": m, "cols": n, "depth": k}
-    for key, clock in (("", "best"), ("cpu ", "cpu")):
-        row |= {f"{key}{r} us": round(v[clock] * 1e6, 1) for r, v in t.items()}
-        row[f"{key}of torch.mm"] = round(t["torch.mm"][clock] / t["lowtide"][clock], 3)
-        row |= {f"{key}{r}": round(t["lowtide"][clock] / t[r][clock], 3) for r in t if r.startswith("int")}
-    row["GFLOP/s"] = round(2e-9 * m * n * k / t["lowtide"]["best"], 1)
+    for bits in (8, 4) if packed else ():
+        q = quant.quantize(a if packed == "a" else b, bits=bits, group=256, scheme="asymmetric")
+        u, v = (q, b) if packed == "a" else (a, q)
+        rivals[f"int{bits}"] = lambda u=u, v=v: ops.matmul(u, v, ta=ta, tb=tb)
+        plain = q.dequantize()
+        decoded = ops.matmul(plain if packed == "a" else a, plain if packed == "b" else b, ta=ta, tb=tb)
+        if not torch.equal(rivals[f"int{bits}"](), decoded):
+            raise SystemExit(f"{name}: int{bits} differs from the product with the decoded operand")
+    times = race(rivals, rounds=args.rounds, turn=0.005)
+    rows = []
+    for key, t in times.items():
+        row: dict[str, Any] = {
+            "name": key,
+            "us": t["median"] * 1e6,
+            "mad_us": t["mad"] * 1e6,
+            "best_us": t["best"] * 1e6,
+            "cpu_us": t["cpu"] * 1e6,
+            "runs": t["runs"],
+            "GFLOP/s": 2e-9 * m * n * k / t["median"],
+            "vs_torch": times["torch.mm"]["median"] / t["median"],
+            "vs_torch_best": times["torch.mm"]["best"] / t["best"],
+        }
+        rows.append({c: float(f"{v:.5g}") if isinstance(v, float) else v for c, v in row.items()})
     cells = "  ".join(
-        f"{c} {row[c]:.2f} ({row['cpu ' + c]:.2f})" for c in ("of torch.mm", "int8", "int4") if c in row
+        f"{r['name']} {r['us']:.0f} ±{r['mad_us']:.0f} us {r['vs_torch']:.2f} x" for r in rows[1:]
     )
-    print(f"  {name:<28} {row['lowtide us']:>9.1f} us {row['GFLOP/s']:>7.1f} GFLOP/s  {cells}", flush=True)
-    return row
+    print(f"  {name:<28} torch.mm {rows[0]['us']:.0f} ±{rows[0]['mad_us']:.0f} us  {cells}", flush=True)
+    return {"product": name, "rows_of_c": m, "cols_of_c": n, "depth": k, "packed": packed, "rows": rows}
 
 
 def main() -> None:
@@ -70,17 +82,17 @@ def main() -> None:
     parser.add_argument(
         "--threads", default=",".join(str(n) for n in sorted({1, len(os.sched_getaffinity(0))}))
     )
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=40, help="turns of each method (default 40)")
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
     torch.manual_seed(0)
     runs = []
     for threads in map(int, args.threads.split(",")):
         torch.set_num_threads(threads)
-        started = environment()
-        print(f"{threads} threads (ratios of processor time in brackets)", flush=True)
+        started = {**environment(), "torch": torch.__version__}
+        print(f"{threads} threads", flush=True)
         runs.append(
-            {"threads": threads, "environment": started, "rows": [measure(s, args.rounds) for s in SHAPES]}
+            {"threads": threads, "environment": started, "products": [measure(s, args) for s in SHAPES]}
         )
     if not args.no_save:
         save("projection", {"bench": "projection", "runs": runs})

@@ -11,6 +11,7 @@
 #include "lowrank/eigen.h"
 #include "lowrank/fold.h"
 #include "lowrank/orthonormal.h"
+#include "lowrank/procrustes.h"
 #include "lowrank/rows.h"
 #include "lowrank/small_dense.h"
 #include "quant/matmul.h"
@@ -166,53 +167,8 @@ bool cold(Floats& q, const Matrix& x, int64_t r, const RangeFinder& how,
       for (int64_t j = 0; j < l; ++j)
         rotation[static_cast<size_t>(i * l + j)] /= std::sqrt(values[static_cast<size_t>(i)]);
   multiply_small(q, rotation.data(), r, l, y.data(), x.d());
-  if (!full || !cholesky_pass(q, r, x.d())) orthonormalize(q, r, x.d());
+  if (!full || !polish(q, r, x.d())) orthonormalize(q, r, x.d());
   return true;
-}
-
-// w (r x r, singular values below sqrt 3) becomes its orthogonal polar factor by Newton-Schulz:
-// singular values grow by 1.5 a step, then converge quadratically. False if some stay near zero.
-bool polar(Floats& w, int64_t r) {
-  const double square = square_sum(w);
-  // An orthonormal pair of bases cannot give more than r; beyond that scale into the safe region.
-  const float shrink =
-      square > 1.5 * static_cast<double>(r) ? static_cast<float>(1.0 / std::sqrt(square)) : 1.0f;
-  for (float& v : w) v *= shrink;
-  Floats p(w.size()), pw(w.size());
-  for (int step = 0; step < 60; ++step) {
-    matmul(p.data(), dense(w.data(), r, r), false, dense(w.data(), r, r), true);
-    float off = 0;
-    for (int64_t i = 0; i < r; ++i)
-      for (int64_t j = 0; j < r; ++j)
-        off = std::max(off, std::fabs(p[static_cast<size_t>(i * r + j)] - (i == j ? 1.0f : 0.0f)));
-    if (!(off < 1e3f)) return false;
-    matmul(pw.data(), dense(p.data(), r, r), false, dense(w.data(), r, r), false);
-    for (size_t i = 0; i < w.size(); ++i) w[i] = 1.5f * w[i] - 0.5f * pw[i];
-    if (off < 3e-4f) return true;
-  }
-  return false;
-}
-
-// y, conditioned rows, becomes the orthonormal basis of the same subspace that is closest to prev:
-// orthogonal Procrustes. Where a direction of prev is orthogonal to all of the new ones, there is
-// no closest one, and the rows stay as they are.
-void align(Floats& y, int64_t r, int64_t d, const float* prev) {
-  std::vector<double> g(static_cast<size_t>(r * r)), inverse(g.size());
-  gram(g.data(), y.data(), r, d);
-  if (!cholesky_inverse(g.data(), r, inverse.data())) {
-    orthonormalize_householder(y.data(), r, d);
-    std::fill(inverse.begin(), inverse.end(), 0.0);
-    for (int64_t i = 0; i < r; ++i) inverse[static_cast<size_t>(i * r + i)] = 1.0;
-  }
-  // fix y has orthonormal rows, w = prev (fix y)'; the result is polar(w) fix y.
-  Floats fix(g.size()), t(g.size()), w(g.size()), q(y.size());
-  for (size_t i = 0; i < g.size(); ++i) fix[i] = static_cast<float>(inverse[i]);
-  matmul(t.data(), dense(prev, r, d), false, dense(y.data(), r, d), true);
-  matmul(w.data(), dense(t.data(), r, r), false, dense(fix.data(), r, r), true);
-  const bool aligned = polar(w, r);
-  if (aligned) matmul(t.data(), dense(w.data(), r, r), false, dense(fix.data(), r, r), false);
-  matmul(q.data(), dense((aligned ? t : fix).data(), r, r), false, dense(y.data(), r, d), false);
-  y.swap(q);
 }
 
 double largest_row(const Floats& y, int64_t rows, int64_t cols) {
@@ -232,7 +188,7 @@ float scale_all(Floats& z) {
   return unit;
 }
 
-// A sixteenth of the rows of x or 64 of them, in four places.
+// 64 rows of x or a 64th of them, in four places.
 struct Sample {
   std::vector<Operand> parts;
   const Matrix& x;
@@ -241,7 +197,8 @@ struct Sample {
   explicit Sample(const Matrix& matrix) : x(matrix) {
     const bool f32 = x.g.store == quant::Store::f32;
     if (!f32 && x.g.store != quant::Store::bf16) return;  // codes cannot be cut anywhere
-    const int64_t n = std::max<int64_t>((x.e() + 63) / 64, std::min<int64_t>(16, (x.e() + 3) / 4));
+    const int64_t n =
+        std::max<int64_t>((x.e() + 255) / 256, std::min<int64_t>(16, (x.e() + 3) / 4));
     Floats buffer;
     for (int64_t b = 0; b < 4; ++b) {
       const int64_t first = x.e() * b / 4, rows = std::min(n, x.e() * (b + 1) / 4 - first);
