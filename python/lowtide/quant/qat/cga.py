@@ -45,7 +45,7 @@ class ConfidenceAnnealing:
     """Trains only the weights that sit near a rounding boundary; all others are frozen.
 
     A weight far from a boundary has its level for certain. In the last epochs (the paper: 15) only the undecided
-    ones may move. Before each optimizer step the gradients of the others are set to 0, and after it their values are
+    ones may move. It holds a copy of the weights during each step. Before each optimizer step the gradients of the others are set to 0, and after it their values are
     put back, so that neither weight decay nor momentum moves them. Which weights are free is decided anew each step.
 
     >>> import torch, lowtide as lt
