@@ -39,10 +39,16 @@ StepRule base_rule(RuleKind kind, double a, double beta1, double beta2, double d
 StepRule two_moment_rule(RuleKind kind, double a, double s, double eps, double beta1, double beta2,
                          double decay_before, double decay_after) {
   StepRule r = base_rule(kind, a, beta1, beta2, decay_before, decay_after);
-  r.s = checked(s, s >= 0, "optim: s (1 / sqrt(bias correction 2)) must be finite and >= 0");
-  r.eps = checked(eps, eps >= 0, "optim: eps must be finite and >= 0");
+  checked(s, s >= 0, "optim: s (1 / sqrt(bias correction 2)) must be finite and >= 0");
+  checked(eps, eps >= 0, "optim: eps must be finite and >= 0");
   // With eps 0 an element that never saw a gradient would be 0 / 0.
-  r.eps = std::max(r.eps, std::numeric_limits<float>::min());
+  constexpr double kLeast = std::numeric_limits<float>::min();
+  constexpr double kMost = std::numeric_limits<float>::max();
+  r.v_eps = static_cast<float>(std::max(eps, kLeast));
+  // Step size 0: a denominator of infinity, every direction 0.
+  r.s = r.a > 0 ? static_cast<float>(std::min(s / a, kMost)) : 0.0f;
+  r.eps = r.a > 0 ? static_cast<float>(std::clamp(std::max(eps, kLeast) / a, kLeast, kMost))
+                  : std::numeric_limits<float>::infinity();
   return r;
 }
 

@@ -4,9 +4,10 @@
 // in L1, the second (one for each target and store) rounds them into the states and moves the
 // weight. Passes are joined by pointers: 48 of them serve 84 combinations.
 //
-// Limits: float32 states are bound by memory. 8-bit Adam moves 57 % of the bytes but is bound by
-// arithmetic on AVX-512: 72 instructions for 16 parameters (decode 19, encode 30, Adam 23 with the
-// root and the quotient) on two 512-bit ports take 43 cycles, where memory would need 35.
+// Limits: float32 states are bound by memory (in cache by the divider: root and quotient take 20 of
+// 20 cycles for 16 parameters). 8-bit Adam moves 57 % of the bytes but is bound by arithmetic on
+// AVX-512: 63 instructions for 16 parameters (decode 15, encode 29, Adam 19) on two 512-bit ports
+// take 33 cycles (0.61 ns a parameter in cache); memory would need 30. 4-bit Adam: 42 instructions.
 #include "optim/fused_step_table.h"
 #include "optim/rules_simd.h"
 #include "optim/states_simd.h"
@@ -22,6 +23,29 @@ using random::Key;
 
 static_assert(kBlock == kWeightBlock);
 constexpr uint32_t kInfinity = 0x7f800000u;
+
+// The larger magnitude, x >= 0; of a number and a NaN the number.
+LT_SIMD vf32 max_abs(vf32 x, vf32 y) {
+#if defined(__AVX512F__)
+  return (vf32)_mm512_range_ps((__m512)x, (__m512)y, 0b1011);
+#else
+  return max_f(x, abs_f(y));
+#endif
+}
+
+// largest_lane of two vectors at once.
+LT_SIMD void largest_lanes(vu32 x, vu32 y, uint32_t* x_max, uint32_t* y_max) {
+#if defined(__AVX512F__)
+  const __m512i low = _mm512_shuffle_i32x4((__m512i)x, (__m512i)y, 0x44);
+  const __m512i high = _mm512_shuffle_i32x4((__m512i)x, (__m512i)y, 0xee);
+  vu32 both = (vu32)_mm512_max_epu32(low, high);
+#pragma GCC unroll 3
+  for (int d = 4; d > 0; d /= 2) both = max_u(both, __builtin_shuffle(both, iota() ^ d));
+  *x_max = both[0], *y_max = both[8];
+#else
+  *x_max = largest_lane(x), *y_max = largest_lane(y);
+#endif
+}
 
 // What the first pass over a block leaves behind. It already takes the square root and the second
 // pass the quotient, so that the divider, which serves both, keeps up with each.
@@ -49,7 +73,10 @@ __attribute__((noinline)) void advance_block(const StepTensor& t, int64_t block,
       for (int i = 0; i < kRowVectors; ++i) {
         const int at = row + i * kLanes;
         const vf32 advanced = Rule::advance(rule, Gradient::load(g + at), m[i], v[i]);
-        top_m = max_u(top_m, as_u(m[i]) & 0x7fffffffu);
+        // If the old m is finite, what makes m a NaN makes v one too: this maximum may pass over
+        // it.
+        top_m = Rule::kSecond && States::kCoded ? (vu32)max_abs((vf32)top_m, m[i])
+                                                : max_u(top_m, as_u(m[i]) & 0x7fffffffu);
         // The sign of a second moment counts as larger than infinity.
         top_v = max_u(top_v, Rule::kSecond ? as_u(v[i]) : as_u(advanced) & 0x7fffffffu);
         store(out->m + at, m[i]);
@@ -57,10 +84,11 @@ __attribute__((noinline)) void advance_block(const StepTensor& t, int64_t block,
         store(out->advanced + at, advanced);
       }
     }
-    const uint32_t bits_m = largest_lane(top_m), bits_v = largest_lane(top_v);
+    uint32_t bits_m, bits_v;
+    largest_lanes(top_m, top_v, &bits_m, &bits_v);
     out->largest_m[part] = bits_float(bits_m);
     out->largest_v[part] = bits_float(bits_v);
-    sound = sound && bits_m < kInfinity && bits_v < kInfinity;
+    sound = sound && old.sound && bits_m < kInfinity && bits_v < kInfinity;
   }
   out->sound = sound;
 }
@@ -86,7 +114,7 @@ __attribute__((noinline)) bool finish_block(const StepTensor& t, int64_t block,
       for (int i = at; i < at + States::kStep; i += kLanes) {
         if (i % 16 == 0) prefetch(out + i, (kAhead + kBlock) * sizeof *out);
         vf32 direction = load<vf32>(mom.advanced + i);
-        if (second) direction = rule.a * load<vf32>(mom.m + i) / direction;
+        if (second) direction = load<vf32>(mom.m + i) / direction;
         target.put(out, i, direction, rule);
       }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The update rules, one element at a time. Each takes a gradient, advances the moments and gives
-// the direction d of p = (p * decay_before - d) * decay_after; the step size `a` is part of d. All
+// the direction d of p = (p * decay_before - d) * decay_after; the step size is part of d. All
 // scalars of a step are prepared on the host in double and rounded once.
 //
 //   adam       m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2,  d = a m / (sqrt(v) s +
@@ -14,8 +14,10 @@
 //   sgd        m = beta1 m + weight g,  d = a (along_m m + along_g g)
 //              (heavy ball: along 1, 0; Nesterov: along beta1, 1; as torch.optim.SGD)
 //
-// For adam and adabelief torch's form is s = 1 / sqrt(bias_correction2), a = lr / bias_correction1;
-// that of Hugging Face and GaLore s = 1, a = lr * sqrt(bias_correction2) / bias_correction1.
+// For adam and adabelief s and eps are divided by the step size a: d = a m / (sqrt(v) s' + eps')
+// with s = s' / a, eps = eps' / a. torch's form is s' = 1 / sqrt(bias_correction2), a = lr /
+// bias_correction1; that of Hugging Face and GaLore s' = 1, a = lr * sqrt(bias_correction2) /
+// bias_correction1.
 //
 // Multiply, then add; square root and division correctly rounded; the order below is the contract.
 #pragma once
@@ -28,7 +30,9 @@ constexpr int kRuleKinds = 4;
 
 struct StepRule {
   RuleKind kind;
-  float a, s, eps;
+  float a;                               // lion, sgd
+  float s, eps;                          // adam, adabelief: divided by the step size
+  float v_eps;                           // adabelief: eps as it is, added to v
   float beta1, weight1, beta2, weight2;  // weights of the gradient: 1 - beta, but for sgd
   float along_m, along_g;                // sgd only
   float decay_before, decay_after;       // factors of the weight; 1 changes no bit
@@ -52,13 +56,13 @@ LT_HD float advance(const StepRule& r, float g, float* m, float* v) {
     *v = r.beta2 * *v + r.weight2 * g * g;
   } else {
     const float surprise = g - *m;
-    *v = r.beta2 * *v + r.weight2 * surprise * surprise + r.eps;
+    *v = r.beta2 * *v + r.weight2 * surprise * surprise + r.v_eps;
   }
   return sqrt_rn(*v) * r.s + r.eps;
 }
 
 LT_HD float direction(const StepRule& r, float m, float advanced) {
-  return has_second_moment(r.kind) ? div_rn(r.a * m, advanced) : advanced;
+  return has_second_moment(r.kind) ? div_rn(m, advanced) : advanced;
 }
 
 // False if this element must not be stored: a new moment or direction that is not finite, or a

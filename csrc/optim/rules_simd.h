@@ -23,7 +23,7 @@ struct AdaBelief {
   LT_RULE vf32 advance(const StepRule& r, vf32 g, vf32& m, vf32& v) {
     m = r.beta1 * m + r.weight1 * g;
     const vf32 surprise = g - m;
-    v = r.beta2 * v + r.weight2 * surprise * surprise + r.eps;
+    v = r.beta2 * v + r.weight2 * surprise * surprise + r.v_eps;
     return sqrt_rn(v) * r.s + r.eps;
   }
 };

@@ -3,7 +3,7 @@
 // *_simd.cc files only. `second` says whether the rule has a second moment.
 //
 // A Reader gives 32 elements at a time, a Writer takes kStep at a time; kPart elements share an
-// absmax.
+// absmax. Coded first moments are finite if Reader::sound.
 #pragma once
 #include "optim/fused_step.h"
 #include "quant/dynamic_map_simd.h"
@@ -24,6 +24,7 @@ constexpr int kAhead = 2 * kBlock;
 template <bool second>
 struct F32States {
   static constexpr int kPart = kBlock, kStep = 4 * kLanes;
+  static constexpr bool kCoded = false;
   float *m, *v;
 
   LT_STATE F32States(const StepTensor& t, int64_t block)
@@ -32,6 +33,7 @@ struct F32States {
   struct Reader {
     const F32States& s;
     LT_STATE Reader(const F32States& states, int) : s(states) {}
+    static constexpr bool sound = true;
     LT_STATE void row(int at, vf32* new_m, vf32* new_v) const {
 #pragma GCC unroll 2
       for (int line = at; line < at + kRow; line += 16) {
@@ -61,6 +63,7 @@ struct F32States {
 template <bool second>
 struct Dynamic8States {
   static constexpr int kPart = quant::kDynamicBlock, kStep = quant::kDynamicStep;
+  static constexpr bool kCoded = true;
   static_assert(kPart == kBlock);
   uint8_t *m, *v;
   float *m_absmax, *v_absmax;
@@ -75,8 +78,12 @@ struct Dynamic8States {
     const Dynamic8States& s;
     quant::DynamicDecoder<true> decode_m;
     quant::DynamicDecoder<false> decode_v;
+    bool sound;
     LT_STATE Reader(const Dynamic8States& states, int)
-        : s(states), decode_m(*s.m_absmax), decode_v(second ? *s.v_absmax : 0.0f) {}
+        : s(states),
+          decode_m(*s.m_absmax),
+          decode_v(second ? *s.v_absmax : 0.0f),
+          sound(is_finite(*s.m_absmax)) {}
     LT_STATE void row(int at, vf32* new_m, vf32* new_v) const {
       if (at % 64 == 0) {
         prefetch(s.m + at, kAhead);
@@ -116,6 +123,7 @@ struct Dynamic8States {
 template <bool second>
 struct Dynamic4States {
   static constexpr int kPart = quant::kMap4Block, kStep = quant::kMap4Step;
+  static constexpr bool kCoded = true;
   static_assert(kBlock % kPart == 0 && kPart % kStep == 0 && kRow == quant::kMap4Pack);
   uint8_t *m, *v;
   float *m_absmax, *v_absmax;
@@ -130,8 +138,12 @@ struct Dynamic4States {
     const Dynamic4States& s;
     quant::Map4Decoder<true> decode_m;
     quant::Map4Decoder<false> decode_v;
+    bool sound;
     LT_STATE Reader(const Dynamic4States& states, int part)
-        : s(states), decode_m(s.m_absmax[part]), decode_v(second ? s.v_absmax[part] : 0.0f) {}
+        : s(states),
+          decode_m(s.m_absmax[part]),
+          decode_v(second ? s.v_absmax[part] : 0.0f),
+          sound(is_finite(s.m_absmax[part])) {}
     LT_STATE void row(int at, vf32* new_m, vf32* new_v) const {
       if (at % 128 == 0) {
         prefetch(s.m + at / 2, kAhead / 2);

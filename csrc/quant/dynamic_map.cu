@@ -9,7 +9,7 @@
 namespace lowtide::quant::cuda {
 namespace kernels {
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 6)
     quantize_dynamic(uint8_t* __restrict__ codes, float* __restrict__ absmax,
                      const float* __restrict__ x, int64_t n, bool is_signed,
                      unsigned long long* nonfinite) {

@@ -46,8 +46,8 @@ LT_HD constexpr float dynamic_slope(int r, bool is_signed) {
   return up ? x + x * 0x1.8p-24f : x;  // the added 0.75 to 1.5 units round to one
 }
 
-// Encoding: k = min(floor(a * scale + shift), last). Regions 0 and 8 share their constants, which
-// give k = 0 below 1e-6 and the last code above 0.99: eight entries are enough for a vector
+// Encoding: k = min(floor(fma(a, scale, shift)), last). Regions 0 and 8 share their constants,
+// which give k = 0 below 1e-6 and the last code above 0.99: eight entries are enough for a vector
 // permute.
 LT_HD constexpr int dynamic_last(int r, bool is_signed) {
   if (r == 0 || r == 8) return is_signed ? 128 : 255;
@@ -83,7 +83,7 @@ constexpr DynamicTable make_dynamic_table() {
   for (int s = 0; s < 2; ++s) {
     for (int r = 0; r < kDynamicRegions; ++r) {
       t.offset[s][r] = dynamic_offset(r, s != 0);
-      t.slope[s][r] = dynamic_slope(r, s != 0);
+      t.slope[s][r] = dynamic_slope(r, s != 0) * (s != 0 ? 0x1p-8f : 1.0f);
       t.scale[s][r] = dynamic_scale(r, s != 0);
       t.shift[s][r] = dynamic_shift(r, s != 0);
       t.last[s][r] = static_cast<float>(dynamic_last(r, s != 0));
@@ -101,7 +101,10 @@ LT_HD float dynamic_decode(const DynamicTable& t, int code, bool is_signed, floa
   const int d = is_signed ? code - kDynamicZeroSigned : code;
   const float f = static_cast<float>(d < 0 ? -d : d) + (is_signed ? 0.5f : 1.5f);
   const int r = static_cast<int>(float_bits(f) >> 23) - (is_signed ? 126 : 127);
-  const float value = (f - t.offset[is_signed][r]) * (t.slope[is_signed][r] * absmax);
+  // Signed slopes are stored scaled by 2^-8 (which moves no rounding but of subnormal products):
+  // vectors find the region of a signed code in the exponent of 256 times it.
+  const float scale = is_signed ? 256.0f : 1.0f;
+  const float value = (f - t.offset[is_signed][r]) * (t.slope[is_signed][r] * absmax * scale);
   return d < 0 ? -value : value;
 }
 
@@ -113,14 +116,14 @@ LT_HD int dynamic_region(const DynamicTable& t, float a, bool is_signed) {
 }
 
 // Code of the nearest value to x / absmax, given inverse = dynamic_inverse(absmax); x finite. A
-// midpoint itself belongs to the larger magnitude; rounding of a * scale + shift may move a point
-// that lies within 5e-5 of a bin from its midpoint. (bitsandbytes' search puts midpoints down; its
-// CPU path is off by up to a bin.) The unsigned map takes negative x as zero.
+// midpoint itself belongs to the larger magnitude; rounding of x / absmax and of the fma may move
+// a point that lies within 5e-5 of a bin from its midpoint. (bitsandbytes' search puts midpoints
+// down; its CPU path is off by up to a bin.) The unsigned map takes negative x as zero.
 LT_HD uint8_t dynamic_encode(const DynamicTable& t, float x, bool is_signed, float inverse) {
   const float y = x * inverse;
   const float a = is_signed ? abs_f(y) : (y > 0.0f ? y : 0.0f);
   const int r = dynamic_region(t, a, is_signed);
-  const float at = a * t.scale[is_signed][r] + t.shift[is_signed][r];
+  const float at = fma_rn(a, t.scale[is_signed][r], t.shift[is_signed][r]);
   const float last = t.last[is_signed][r];
   const int k = static_cast<int>(last < at ? last : at);  // floor
   if (!is_signed) return static_cast<uint8_t>(k);

@@ -13,7 +13,11 @@ constexpr int kDynamicStep = 4 * kLanes;  // elements that encoding takes at a t
 // Tables indexed by exponents directly: the low bits of a float's exponent field, which is all that
 // a permute looks at, tell the regions apart.
 struct alignas(64) DynamicExponents {
-  float offset[2][16], slope[2][16];
+  // Decoding: unsigned by the exponent of k + 3/2; signed by that of 256 d, d = code - 127, whose
+  // low bits tell 0 from all others (-> 0) and |d| = 1, 2, 4 .. apart. base: what makes 256 d into
+  // 256 (|d| + 1/2 - offset), exactly, with the sign of d to come.
+  float offset[16], slope[16];
+  float base[16], signed_slope[16];
   // For a in [2^-31, 2): carry[e] lifts the exponent field of magnitudes at or above the boundary
   // that lies between 2^e and 2^(e+1) (there is one at most, and none in the next binade). The
   // lifted exponent then selects the constants.
@@ -25,8 +29,10 @@ constexpr DynamicExponents make_dynamic_exponents() {
   DynamicExponents t{};
   for (int s = 0; s < 2; ++s) {
     for (int r = 0; r < kDynamicRegions; ++r) {
-      t.offset[s][(r + (s ? 126 : 127)) % 16] = kDynamic.offset[s][r];
-      t.slope[s][(r + (s ? 126 : 127)) % 16] = kDynamic.slope[s][r];
+      if (s == 0) t.offset[(r + 127) % 16] = kDynamic.offset[s][r];
+      if (s == 0) t.slope[(r + 127) % 16] = kDynamic.slope[s][r];
+      if (s == 1 && r > 0) t.base[(r + 134) % 16] = 256 * (0.5f - kDynamic.offset[s][r]);
+      if (s == 1 && r > 0) t.signed_slope[(r + 134) % 16] = kDynamic.slope[s][r];
     }
     for (uint32_t e = 0; e < 32; ++e) {  // exponent field 96 + e
       int r = 0;
@@ -44,6 +50,16 @@ constexpr DynamicExponents make_dynamic_exponents() {
 }
 
 constexpr DynamicExponents kExponents = make_dynamic_exponents();
+
+// Floats 2^23 + byte * 2^(8 * at) of 16 bytes: a broadcast on the load port and one shuffle into a
+// constant, instead of an extension, a conversion and an addition.
+template <int at>
+LT_SIMD vf32 load_bytes_biased(const uint8_t* p) {
+  const __m512i bytes = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p));
+  const vu32 place = iota() << (8 * at);
+  return (vf32)_mm512_mask_shuffle_epi8((__m512i)splat(0x1p23f), 0x1111111111111111ull << at, bytes,
+                                        (__m512i)place);
+}
 
 LT_SIMD vf32 lookup32(const float* table, vu32 index) {
   return (vf32)_mm512_permutex2var_ps(_mm512_load_ps(table), (__m512i)index,
@@ -89,29 +105,39 @@ class DynamicDecoder {
  public:
 #if defined(__AVX512F__)
   inline __attribute__((always_inline)) explicit DynamicDecoder(float absmax)
-      : slope_(load<vf32>(kExponents.slope[is_signed]) * absmax) {}
+      : slope_(load<vf32>(is_signed ? kExponents.signed_slope : kExponents.slope) * absmax) {}
 #else
   inline __attribute__((always_inline)) explicit DynamicDecoder(float absmax) {
     for (int i = 0; i < 8; i += kLanes)
-      store(slope_ + i, load<vf32>(kDecode.slope[is_signed] + i) * absmax);
+      store(slope_ + i,
+            load<vf32>(kDecode.slope[is_signed] + i) * absmax * (is_signed ? 256.0f : 1.0f));
   }
 #endif
 
   inline __attribute__((always_inline)) vf32 operator()(const uint8_t* codes) const {
+#if defined(__AVX512F__)
+    if (is_signed) {
+      const vf32 d = load_bytes_biased<1>(codes) - (0x1p23f + 256 * kDynamicZeroSigned);
+      const __m512i e = (__m512i)(as_u(d) >> 23);
+      // base with the sign of d: base ^ (d & sign).
+      const __m512i base = _mm512_permutexvar_epi32(e, _mm512_load_si512(kExponents.base));
+      const __m512i shift =
+          _mm512_ternarylogic_epi32(base, (__m512i)d, (__m512i)splat_u(0x80000000u), 0x78);
+      return (d + (vf32)shift) * (vf32)_mm512_permutexvar_ps(e, (__m512)slope_);
+    }
+    const vf32 f = load_bytes_biased<0>(codes) - (0x1p23f - 1.5f);
+    const __m512i e = (__m512i)(as_u(f) >> 23);
+    const vf32 offset = (vf32)_mm512_permutexvar_ps(e, _mm512_load_ps(kExponents.offset));
+    return (f - offset) * (vf32)_mm512_permutexvar_ps(e, (__m512)slope_);
+#else
     const vi32 code = load_bytes(codes);
     const vi32 d = is_signed ? code - kDynamicZeroSigned : code;
     const vf32 f = to_float(is_signed ? abs_i(d) : d) + (is_signed ? 0.5f : 1.5f);
-#if defined(__AVX512F__)
-    const __m512i e = (__m512i)(as_u(f) >> 23);
-    const vf32 offset =
-        (vf32)_mm512_permutexvar_ps(e, _mm512_load_ps(kExponents.offset[is_signed]));
-    const vf32 value = (f - offset) * (vf32)_mm512_permutexvar_ps(e, (__m512)slope_);
-#else
     const vi32 r = as_i(as_u(f) >> 23) - (is_signed ? 126 : 127);
     vf32 value = (f - lookup8(kDecode.offset[is_signed], r)) * lookup8(slope_, r);
     if (!is_signed) value = as_f(as_u(value) & (vu32)(code > 0));
-#endif
     return is_signed ? with_sign(value, as_f((vu32)d)) : value;
+#endif
   }
 
  private:
@@ -131,8 +157,8 @@ LT_SIMD vf32 dynamic_bin(vf32 a) {
       (vu32)_mm512_permutex2var_epi32(_mm512_load_si512(kExponents.carry[is_signed]), (__m512i)e,
                                       _mm512_load_si512(kExponents.carry[is_signed] + 16));
   const vu32 lifted = (as_u(a) + carry) >> 23;
-  const vf32 t = a * lookup32(kExponents.scale[is_signed], lifted) +
-                 lookup32(kExponents.shift[is_signed], lifted);
+  const vf32 t = fma_rn(a, lookup32(kExponents.scale[is_signed], lifted),
+                        lookup32(kExponents.shift[is_signed], lifted));
   return min_f(t, lookup32(kExponents.last[is_signed], lifted));
 #else
   // The exponent and mantissa of a float read as one integer approximate its logarithm from below
@@ -143,7 +169,8 @@ LT_SIMD vf32 dynamic_bin(vf32 a) {
   const vf32 estimate = to_float(as_i(as_u(a))) * kLog10 + kOffset;
   const vi32 below = __builtin_convertvector(max_f(estimate, vf32{}), vi32);
   const vi32 r = below - (a >= lookup8(kDynamic.boundary[is_signed], below));
-  const vf32 t = a * lookup8(kDynamic.scale[is_signed], r) + lookup8(kDynamic.shift[is_signed], r);
+  const vf32 t =
+      fma_rn(a, lookup8(kDynamic.scale[is_signed], r), lookup8(kDynamic.shift[is_signed], r));
   return min_f(t, lookup8(kDynamic.last[is_signed], r));
 #endif
 }

@@ -366,6 +366,36 @@ TEST(FusedStep, ABlockThatWouldNotStayFiniteIsSkippedWholeAndCounted) {
     }
 }
 
+TEST(FusedStep, ADamagedStateIsSkipped) {
+  const float inf = std::numeric_limits<float>::infinity();
+  for (float bad : {inf, -inf, std::numeric_limits<float>::quiet_NaN()})
+    for (RuleKind kind : kRules)
+      for (StateKind states : kStates)
+        for (bool first : {true, false}) {
+          Case start(700, kind, states);
+          if (!first && !start.second()) continue;
+          auto& damaged = states == StateKind::f32 ? (first ? start.m : start.v)
+                                                   : (first ? start.m_absmax : start.v_absmax);
+          damaged[1] = bad;
+          same_everywhere([&] {
+            Case c = start;
+            EXPECT_EQ(c.step(rule(kind)), 1);
+            return c.bits();
+          });
+        }
+}
+
+// Also where a weight or a step is so small that its reciprocal overflows.
+TEST(FusedStep, StepSizeZeroMovesNothing) {
+  for (double a : {0.0, 1e-44, 1e-38})
+    for (StateKind states : kStates) {
+      Case c(700, RuleKind::adam, states);
+      const auto p = c.p.f32;
+      EXPECT_EQ(c.step(make_adam_rule(a, 31.6, 1e-8, 0.9, 0.999, 1, 1)), 0);
+      for (size_t i = 0; i < p.size(); ++i) EXPECT_NEAR(c.p.f32[i], p[i], a == 0 ? 0.0 : 1e-30);
+    }
+}
+
 // A Nesterov direction may overflow beside a finite moment.
 TEST(FusedStep, ADirectionThatOverflowsIsSkipped) {
   Case c(256, RuleKind::sgd, StateKind::f32);

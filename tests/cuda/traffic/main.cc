@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "optim/adamw_cuda.h"
 #include "optim/apply_update_cuda.h"
+#include "optim/fused_step_cuda.h"
 #include "quant/dynamic_map_cuda.h"
 #include "quant/group_codec_cuda.h"
 #include "quant/group_map_cuda.h"
@@ -106,19 +106,26 @@ void steps() {
   void* p = filled(kN, 0.5f);
   void* g = filled(kN, 0.1f);
   int64_t* counter = filled(1, int64_t{0});
-  AdamTensor t;
+  StepTensor t;
   t.n = kN, t.p = p, t.g = g;
   t.m = filled(kN, 0.0f), t.v = filled(kN, 0.0f);
-  const AdamRule rule = make_adam_rule(1e-3, 1, 1e-8, 0.9, 0.999, 1, 1);
-  ran("optim::adamw_blocks", 28 * kN, optim::cuda::adamw({t}, rule, 1, 1, counter, nullptr));
-  t.m = t.v = nullptr;
+  const StepRule adam = make_adam_rule(1e-3, 1, 1e-8, 0.9, 0.999, 1, 1);
+  const StepRule lion = make_lion_rule(1e-3, 0.9, 0.99, 1, 1);
+  const auto step = [&](const char* kernel, int64_t bytes, const StepRule& rule) {
+    ran(kernel, bytes, optim::cuda::fused_step({t}, rule, 1, 1, counter, nullptr));
+  };
+  step("optim::fused_step<FloatStates>", 28 * kN, adam);
+  step("optim::fused_step<FloatStates>", 20 * kN, lion);
   t.m_codes = filled(kN, uint8_t{127}), t.v_codes = filled(kN, uint8_t{0});
-  t.m_absmax = filled(kN / 256, 0.0f), t.v_absmax = filled(kN / 256, 0.0f);
-  ran("optim::adamw_blocks", 16 * kN + kN / 16,
-      optim::cuda::adamw({t}, rule, 1, 1, counter, nullptr));
+  t.m_absmax = filled(kN / 128, 0.0f), t.v_absmax = filled(kN / 128, 0.0f);
+  t.states = StateKind::dynamic8;
+  step("optim::fused_step<Dynamic8States>", 16 * kN + kN / 16, adam);
+  step("optim::fused_step<Dynamic8States>", 14 * kN + kN / 32, lion);
+  t.states = StateKind::dynamic4;
+  step("optim::fused_step<Dynamic4States>", 14 * kN + kN / 8, adam);
+  t.states = StateKind::dynamic8;
   t.weight_store = WeightStore::bf16_stochastic, t.g_dtype = Dtype::bf16;
-  ran("optim::adamw_blocks", 10 * kN + kN / 16,
-      optim::cuda::adamw({t}, rule, 1, 1, counter, nullptr));
+  step("optim::fused_step<Dynamic8States>", 10 * kN + kN / 16, adam);
   UpdateTensor u;
   u.n = kN, u.p = p, u.u = static_cast<const float*>(g);
   const UpdateRule update = make_update_rule(1, 1, 1);
