@@ -10,8 +10,8 @@ from lowtide import random
 from lowtide._arrays import check_uint
 from lowtide.errors import LowtideTypeError, LowtideValueError
 
-#: Most bytes of a block of distances.
-_BLOCK_BYTES = 16 << 20
+#: Most bytes of a block of distances: it stays in the cache between its making and its search.
+_BLOCK_BYTES = 1 << 20
 #: Points that the seeding looks at; more are thinned evenly.
 _SEEDING_POINTS = 1 << 15
 _SLOT_PICK, _SLOT_THIN = 0, 1
@@ -92,7 +92,8 @@ def _nearest(x: Tensor, book: Tensor) -> Tensor:
         sorted_book = book[order, 0]
         middle = (sorted_book[1:] + sorted_book[:-1]) / 2
         return order[torch.searchsorted(middle, x[:, 0].contiguous())]
-    return (book.square().sum(1) - 2 * (x @ book.T)).argmin(1)
+    # |x - c|² = |x|² - 2 (<x, c> - |c|²/2)
+    return torch.addmm(book.square().sum(1) / -2, x, book.T).max(1).indices  # twice as fast as argmax
 
 
 def _rows(k: int) -> int:
@@ -103,7 +104,7 @@ def assign(x: Tensor, book: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest codeword of each point, and the squared distance: int64 (N,), float32 (N,).
 
     Args:
-        x: (N, d). book: (k, d). Memory: blocks of at most 16 MiB of distances.
+        x: (N, d). book: (k, d). Memory: blocks of at most 1 MiB of distances.
     """
     x, book = check_points(x), check_points(book, "book")
     if x.shape[1] != book.shape[1]:
