@@ -12,7 +12,8 @@ namespace {
 using Scale = std::optional<Array<float>>;
 using Zero = std::optional<Array<uint8_t>>;
 
-// bits 0: a dense float32 matrix, rows contiguous; 8 or 4: codes with `cols` columns.
+// bits 0: a dense float32 matrix, rows contiguous; 8 or 4: codes with `cols` columns; -4: levels of
+// NF4.
 quant::Operand operand(const py::array& data, const Scale& scale, const Zero& zero, int bits,
                        int64_t cols, int64_t group, const char* name) {
   const auto need = [&](bool ok, const char* what) {
@@ -31,13 +32,13 @@ quant::Operand operand(const py::array& data, const Scale& scale, const Zero& ze
          " must have contiguous rows");
     return m;
   }
-  need(bits == 8 || bits == 4, ": bits must be 8 or 4");
+  need(bits == 8 || bits == 4 || bits == -4, ": bits must be 8, 4 or -4 (NF4)");
   need(cols >= 0 && group >= 32 && group % 32 == 0, ": group must be a positive multiple of 32");
   need(py::isinstance<Array<uint8_t>>(data), " codes must be contiguous uint8");
-  m.store = bits == 8 ? quant::Store::int8 : quant::Store::int4;
+  m.store = bits == 8 ? quant::Store::int8 : bits == 4 ? quant::Store::int4 : quant::Store::nf4;
   m.cols = cols;
   m.group = group;
-  const quant::GroupShape shape{m.rows, cols, group, bits};
+  const quant::GroupShape shape{m.rows, cols, group, store_bits(m.store)};
   m.stride = quant::row_bytes(shape);
   const int64_t groups = m.rows * quant::groups_per_row(shape);
   need(data.shape(1) == m.stride, " codes must have the packed bytes of a row");

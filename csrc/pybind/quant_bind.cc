@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "bindings.h"
+#include "quant/gemv.h"
 #include "quant/group_codec.h"
 #include "quant/group_map.h"
 #include "quant/requant.h"
@@ -103,6 +104,27 @@ void bind_quant(py::module_& m) {
       },
       py::arg("codes").noconvert(), py::arg("scale").noconvert(), py::arg("zero").noconvert(),
       py::arg("out"), py::arg("bits"), py::arg("group"));
+  m.def(
+      "gemv",
+      [](Floats y, const Bytes& codes, const Floats& scale, const std::optional<Bytes>& zero,
+         int bits, bool nf4, int64_t group, const Floats& x) {
+        require(y.ndim() == 1 && x.ndim() == 1, "gemv: x and y must have one dimension");
+        const quant::GroupShape s{y.size(), x.size(), group, bits};
+        quant::check_shape(s);
+        const int64_t groups = s.rows * quant::groups_per_row(s);
+        require(codes.size() == s.rows * quant::row_bytes(s) && scale.size() == groups &&
+                    (!zero || zero->size() == groups),
+                "codes, scale and zero do not fit the matrix, bits and group");
+        const quant::ConstGroupMatrix w{codes.data(), scale.data(), zero ? zero->data() : nullptr,
+                                        s};
+        float* to = out(y);
+        const float* from = x.data();
+        py::gil_scoped_release nogil;
+        quant::gemv(to, w, nf4 ? quant::Coding::nf4 : quant::Coding::integer, from);
+      },
+      py::arg("y").noconvert(), py::arg("codes").noconvert(), py::arg("scale").noconvert(),
+      py::arg("zero").noconvert(), py::arg("bits"), py::arg("nf4"), py::arg("group"),
+      py::arg("x").noconvert());
   m.def(
       "requant_add_sr",
       [](Bytes codes, Floats scale, std::optional<Bytes> zero, const Floats& delta, double alpha,

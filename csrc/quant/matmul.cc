@@ -52,7 +52,8 @@ void check(const Operand& m, const char* name) {
     if (m.stride < m.cols && m.rows > 1) fail(": rows overlap (the stride is below the columns)");
     return;
   }
-  if (m.store != Store::int8 && m.store != Store::int4) fail(": unknown storage");
+  if (m.store < Store::int8 || m.store > Store::nf4) fail(": unknown storage");
+  if (m.store == Store::nf4 && m.zero != nullptr) fail(": NF4 has no zero points");
   if (m.group < 32 || m.group % 32 != 0) fail(": group must be a positive multiple of 32");
   const GroupShape shape{m.rows, m.cols, m.group, store_bits(m.store)};
   if (m.stride != row_bytes(shape)) fail(": codes must have the packed bytes of a row");

@@ -49,7 +49,7 @@ __device__ __forceinline__ void decode_vector(const Side& s, int64_t row, int64_
     }
     return;
   }
-  const bool four_bits = m.store == Store::int4;
+  const bool four_bits = store_bits(m.store) == 4;
   const uint8_t* p =
       static_cast<const uint8_t*>(m.data) + row * m.stride + (four_bits ? col / 2 : col);
   const uint4 v = *reinterpret_cast<const uint4*>(p);
@@ -62,7 +62,10 @@ __device__ __forceinline__ void decode_vector(const Side& s, int64_t row, int64_
 #pragma unroll
   for (int e = 0; e < 16; ++e) {
     const int byte = static_cast<int>(word[e / 4] >> (8 * (e % 4)) & 255u);
-    if (four_bits) {
+    if (m.store == Store::nf4) {
+      put(e, nf4_level(byte & 15) * scale);
+      put(e + 16, nf4_level(byte >> 4) * scale);
+    } else if (four_bits) {
       put(e, decode(byte & 15, zero, scale));
       put(e + 16, decode(byte >> 4, zero, scale));
     } else {
@@ -170,7 +173,8 @@ namespace {
 bool valid(const Operand& m) {
   if (m.rows < 0 || m.cols < 0 || m.cols > INT32_MAX) return false;
   if (m.store == Store::f32 || m.store == Store::bf16) return m.stride >= m.cols || m.rows <= 1;
-  if (m.store != Store::int8 && m.store != Store::int4) return false;
+  if (m.store < Store::int8 || m.store > Store::nf4) return false;
+  if (m.store == Store::nf4 && m.zero != nullptr) return false;
   if (m.group < 32 || m.group % 32 != 0 || m.group > INT32_MAX) return false;
   if (m.stride != row_bytes(GroupShape{m.rows, m.cols, m.group, store_bits(m.store)})) return false;
   return m.rows == 0 || m.cols == 0 || m.scale != nullptr;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matrix product over packed operands: C = op(A) op(B), C fp32, each operand fp32, bf16, INT8 or
-// INT4 groups, optionally transposed. Quantized operands are decoded tile by tile into the buffers
-// that the micro-kernel reads anyway: the fp32 matrix never exists.
+// Matrix product over packed operands: C = op(A) op(B), C fp32, each operand fp32, bf16, or
+// INT8, INT4 or NF4 groups, optionally transposed. Quantized operands are decoded tile by tile into
+// the buffers that the micro-kernel reads anyway: the fp32 matrix never exists.
 //
 // Every element of C is one chain of fused multiply-adds over k = 0, 1, ... from 0, so the result
 // is the same on every target, for any blocking and any number of threads (NaN payloads aside).

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Decoding and packing of operand tiles, kLanes elements at a time. For *_simd.cc files only.
 #pragma once
-#include "base/simd.h"
+#include "base/lookup_simd.h"
 #include "base/transpose_simd.h"
 #include "quant/matmul_table.h"
 #include "quant/matmul_tiles.h"
@@ -12,7 +12,7 @@ namespace {
 // One group of one stored row, ready to be decoded.
 template <Store S>
 struct Decoder {
-  static constexpr bool kCodes = S == Store::int8 || S == Store::int4;
+  static constexpr bool kCodes = S != Store::f32 && S != Store::bf16;
   const Operand& m;
   int64_t row;
   vi32 zero;
@@ -44,6 +44,7 @@ struct Decoder {
         const vi32 byte = load_bytes(p + col / 32 * 16 + col % 16);
         code = (col & 16) == 0 ? byte & 15 : byte >> 4;
       }
+      if constexpr (S == Store::nf4) return Lookup16(kNf4Levels.level).at(code) * scale;
       return to_float(code - zero) * scale;
     }
   }
@@ -127,6 +128,10 @@ LT_SIMD void transpose_pieces(const Operand& m, int64_t row, int64_t c, vi32 zer
         const vi32 code = load_bytes(bytes + j * kLanes);
         if constexpr (S == Store::int8) {
           store(out + (16 * s + j) * step, to_float(code - zero) * scale);
+        } else if constexpr (S == Store::nf4) {
+          const Lookup16 level(kNf4Levels.level);
+          store(out + (32 * s + j) * step, level.at(code & 15) * scale);
+          store(out + (32 * s + 16 + j) * step, level.at(code >> 4) * scale);
         } else {
           store(out + (32 * s + j) * step, to_float((code & 15) - zero) * scale);
           store(out + (32 * s + 16 + j) * step, to_float((code >> 4) - zero) * scale);
@@ -215,6 +220,8 @@ void pack(const Operand& m, bool transposed, int64_t r0, int64_t rows, int64_t c
       return run.template operator()<Store::int8>();
     case Store::int4:
       return run.template operator()<Store::int4>();
+    case Store::nf4:
+      return run.template operator()<Store::nf4>();
   }
 }
 

@@ -2,14 +2,14 @@
 // One element of a product of packed operands: the definition that every target reproduces bit for
 // bit.
 #pragma once
-#include "quant/group_format.h"
+#include "quant/group_map_scalar.h"
 
 namespace lowtide::quant {
 
-enum class Store : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
+enum class Store : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, nf4 = 4 };
 
-// A row-major matrix as it lies in memory. For int8 and int4 `data` holds the codes of
-// group_format.h, `stride` is the bytes of a row, and `zero` may be null (symmetric).
+// A row-major matrix as it lies in memory. For int8, int4 and nf4 `data` holds the codes of
+// group_format.h, `stride` is the bytes of a row, and `zero` may be null (symmetric; nf4: must).
 struct Operand {
   Store store = Store::f32;
   const void* data = nullptr;
@@ -20,7 +20,19 @@ struct Operand {
   int64_t group = 256;
 };
 
-LT_HD int store_bits(Store s) { return s == Store::int4 ? 4 : 8; }
+LT_HD int store_bits(Store s) { return s == Store::int4 || s == Store::nf4 ? 4 : 8; }
+
+constexpr LevelTable kNf4Levels = make_level_table(LevelMap::nf4);
+#if defined(__CUDACC__)
+static __constant__ const LevelTable kNf4Constant = make_level_table(LevelMap::nf4);
+#endif
+LT_HD float nf4_level(int code) {
+#if defined(__CUDA_ARCH__)
+  return kNf4Constant.level[code];
+#else
+  return kNf4Levels.level[code];
+#endif
+}
 
 LT_HD float operand_at(const Operand& m, int64_t row, int64_t col) {
   if (m.store == Store::f32) return static_cast<const float*>(m.data)[row * m.stride + col];
@@ -29,6 +41,7 @@ LT_HD float operand_at(const Operand& m, int64_t row, int64_t col) {
   const int bits = store_bits(m.store);
   const int64_t g = row * ((m.cols + m.group - 1) / m.group) + col / m.group;
   const int code = get_code(static_cast<const uint8_t*>(m.data) + row * m.stride, col, bits);
+  if (m.store == Store::nf4) return nf4_level(code) * m.scale[g];
   return decode(code, m.zero != nullptr ? m.zero[g] : symmetric_zero(bits), m.scale[g]);
 }
 

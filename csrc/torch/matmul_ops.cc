@@ -8,7 +8,8 @@ namespace {
 using quant::Operand;
 using quant::Store;
 
-// bits 0: a dense matrix, rows contiguous; 8 or 4: codes of group_format.h with `cols` columns.
+// bits 0: a dense matrix, rows contiguous; 8 or 4: codes of group_format.h with `cols` columns; -4:
+// levels of NF4.
 Operand operand(const Tensor& t, const std::optional<Tensor>& scale,
                 const std::optional<Tensor>& zero, int64_t bits, int64_t cols, int64_t group,
                 const char* name) {
@@ -27,12 +28,13 @@ Operand operand(const Tensor& t, const std::optional<Tensor>& scale,
                     " must have contiguous rows");
     return m;
   }
-  STD_TORCH_CHECK((bits == 8 || bits == 4) && cols >= 0 && group >= 32 && group % 32 == 0,
-                  "lowtide: ", name, ": bits must be 8 or 4 and group a multiple of 32");
-  m.store = bits == 8 ? Store::int8 : Store::int4;
+  STD_TORCH_CHECK(
+      (bits == 8 || bits == 4 || bits == -4) && cols >= 0 && group >= 32 && group % 32 == 0,
+      "lowtide: ", name, ": bits must be 8, 4 or -4 (NF4) and group a multiple of 32");
+  m.store = bits == 8 ? Store::int8 : bits == 4 ? Store::int4 : Store::nf4;
   m.cols = cols;
   m.group = group;
-  const quant::GroupShape shape{m.rows, cols, group, static_cast<int>(bits)};
+  const quant::GroupShape shape{m.rows, cols, group, store_bits(m.store)};
   m.stride = quant::row_bytes(shape);
   const_u8(t, name);
   STD_TORCH_CHECK(t.size(1) == m.stride, "lowtide: ", name, " codes must have ", m.stride,

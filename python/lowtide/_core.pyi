@@ -24,6 +24,7 @@ __all__: list[str] = [
     "dequantize_dynamic",
     "dequantize_group",
     "dequantize_map",
+    "gemv",
     "matmul",
     "num_threads",
     "quantize_dynamic",
@@ -136,6 +137,16 @@ def dequantize_map(
     out: numpy.ndarray,
     map: int,
     group: int,
+) -> None: ...
+def gemv(
+    y: numpy.typing.NDArray[numpy.float32],
+    codes: numpy.typing.NDArray[numpy.uint8],
+    scale: numpy.typing.NDArray[numpy.float32],
+    zero: numpy.typing.NDArray[numpy.uint8] | None,
+    bits: int,
+    nf4: bool,
+    group: int,
+    x: numpy.typing.NDArray[numpy.float32],
 ) -> None: ...
 def matmul(
     out: numpy.typing.NDArray[numpy.float32],

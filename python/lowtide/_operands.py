@@ -21,6 +21,7 @@ class Packed(NamedTuple):
         bits: 8 or 4.
         group: columns that share a scale, a multiple of 32.
         shape: (rows, cols) of the matrix.
+        scheme: ``"nf4"`` for levels of NF4; otherwise integers, whose scheme ``zero`` tells.
     """
 
     codes: Any
@@ -29,10 +30,11 @@ class Packed(NamedTuple):
     bits: int
     group: int
     shape: tuple[int, ...]
+    scheme: str | None = None
 
 
 class Operand(NamedTuple):
-    """What a kernel is called with. ``bits`` 0 means dense; ``rows`` and ``cols`` are those of op(X)."""
+    """What a kernel is called with. ``bits`` 0 means dense, -4 NF4; ``rows`` and ``cols`` are those of op(X)."""
 
     data: Any
     scale: Any
@@ -57,10 +59,10 @@ def is_packed(x: Any) -> bool:
 
 def _packed(x: Any, name: str, transposed: bool) -> Operand:
     scheme = getattr(x, "scheme", None)
-    if scheme is not None and scheme not in ("symmetric", "asymmetric"):
+    if scheme is not None and scheme not in ("symmetric", "asymmetric", "nf4"):
         raise LowtideValueError(
-            f"{name} is quantized with scheme {scheme!r}; a matrix product takes 'symmetric' or 'asymmetric' "
-            "groups: dequantize it first"
+            f"{name} is quantized with scheme {scheme!r}; a matrix product takes 'symmetric', 'asymmetric' "
+            "or 'nf4' groups: dequantize it first"
         )
     shape = tuple(int(s) for s in x.shape)
     bits, group = int(x.bits), int(x.group)
@@ -70,6 +72,9 @@ def _packed(x: Any, name: str, transposed: bool) -> Operand:
         raise LowtideValueError(f"{name}.bits must be 8 or 4, got {bits}")
     if group < 32 or group % 32:
         raise LowtideValueError(f"{name}.group must be a positive multiple of 32, got {group}")
+    nf4 = scheme == "nf4"
+    if nf4 and (bits != 4 or x.zero is not None):
+        raise LowtideValueError(f"{name} must have 4 bits and no zero points for scheme 'nf4'")
     cols = shape[-1]
     rows = 1
     for s in shape[:-1]:
@@ -78,7 +83,7 @@ def _packed(x: Any, name: str, transposed: bool) -> Operand:
     groups = rows * (-(-cols // group))
     if tuple(x.codes.shape) != (rows, row_bytes):
         raise LowtideValueError(
-            f"{name}.codes must be {rows} x {row_bytes} bytes for INT{bits} of shape {shape}, "
+            f"{name}.codes must be {rows} x {row_bytes} bytes for {bits} bits of shape {shape}, "
             f"got {tuple(x.codes.shape)}"
         )
     for part, what, dtype in (
@@ -96,7 +101,7 @@ def _packed(x: Any, name: str, transposed: bool) -> Operand:
         if not (part.is_contiguous() if is_torch(part) else part.flags.c_contiguous):
             raise LowtideValueError(f"{name}.{what} must be contiguous")
     r, c = (cols, rows) if transposed else (rows, cols)
-    return Operand(x.codes, x.scale, x.zero, bits, cols, group, transposed, r, c)
+    return Operand(x.codes, x.scale, x.zero, -4 if nf4 else bits, cols, group, transposed, r, c)
 
 
 def _dense(x: Any, name: str, transposed: bool) -> Operand:

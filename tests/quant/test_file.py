@@ -48,7 +48,7 @@ def packed_like(model: Model, weights: str, scheme: str) -> Model:
     """With packed layers that hold nothing yet."""
     for name in ("up", "down"):
         dense = getattr(model, name)
-        kwargs = {"bits": int(weights[3:]), "group": 32, "scheme": scheme}
+        kwargs = {"bits": 8 if weights == "int8" else 4, "group": 32, "scheme": scheme}
         setattr(
             model, name, Linear(dense.in_features, dense.out_features, bias=dense.bias is not None, **kwargs)
         )
@@ -70,8 +70,16 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
-@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize(
+    ("weights", "scheme"),
+    [
+        ("int8", "symmetric"),
+        ("int8", "asymmetric"),
+        ("int4", "symmetric"),
+        ("int4", "asymmetric"),
+        ("nf4", "nf4"),
+    ],
+)
 def test_a_round_trip_keeps_every_bit(tmp_path: Path, weights: str, scheme: str) -> None:
     model, path = packed(weights=weights, scheme=scheme), tmp_path / "m.safetensors"
     save_model(model, path)
@@ -86,10 +94,11 @@ def test_a_round_trip_keeps_every_bit(tmp_path: Path, weights: str, scheme: str)
     into_dense = Model(2)
     embedding = into_dense.embed.weight
     into_dense.up.weight.requires_grad_(False)
+    trains = weights != "nf4"
     load_model(into_dense, path)
     assert into_dense.embed.weight is embedding
     assert not into_dense.up.weight.quant.trainable
-    assert into_dense.down.weight.quant.trainable
+    assert into_dense.down.weight.quant.trainable == trains
 
     with torch.device("meta"):
         meta = Model()
@@ -196,6 +205,9 @@ DAMAGE = {
     "another group": with_document(lambda d: d["layers"]["up"].update(group=64)),
     "bits signed": with_document(lambda d: d["layers"]["up"].update(bits=3), sign=True),
     "group signed": with_document(lambda d: d["layers"]["up"].update(group="32"), sign=True),
+    "nf4 of 8 bits signed": with_document(
+        lambda d: d["layers"]["up"].update(bits=8, scheme="nf4"), sign=True
+    ),
     "scheme signed": with_document(lambda d: d["layers"]["up"].update(scheme="x"), sign=True),
     "layer signed": with_document(lambda d: d["layers"]["up"].pop("bits"), sign=True),
     "alias signed": with_document(lambda d: d["aliases"].update(a="b"), sign=True),

@@ -40,7 +40,7 @@ class Model(nn.Module):
 IDS = torch.arange(20).reshape(2, 10)
 
 
-@pytest.mark.parametrize(("weights", "loss_of_precision"), [("int8", 0.01), ("int4", 0.15)])
+@pytest.mark.parametrize(("weights", "loss_of_precision"), [("int8", 0.01), ("int4", 0.15), ("nf4", 0.15)])
 def test_the_model_is_smaller_and_says_the_same(weights: str, loss_of_precision: float) -> None:
     model = Model(tied=True)
     before, dense = model(IDS), model_bytes(model)
@@ -49,14 +49,15 @@ def test_the_model_is_smaller_and_says_the_same(weights: str, loss_of_precision:
     assert type(model.lm_head) is nn.Linear
     small = 4 * (50 * 96 + 2 * 200)
     codes = 4 * 96 * 200 // (1 if weights == "int8" else 2)
-    scales = 5 * 2 * (200 * 2 + 96 * 4)
-    if weights == "int4":
+    scales = (4 if weights == "nf4" else 5) * 2 * (200 * 2 + 96 * 4)
+    if weights != "int8":
         codes += 2 * (96 * 4)  # 200 columns end in a block of 8 codes, which takes 8 bytes
     assert model_bytes(model) == small + codes + scales < dense
     after = model(IDS)
     assert (after - before).norm() < loss_of_precision * before.norm()
     after.sum().backward()
-    assert all(b.up.weight.quant.main_grad is not None for b in model.blocks)
+    assert all((b.up.weight.quant.main_grad is None) == (weights == "nf4") for b in model.blocks)
+    assert model.embed.weight.grad is not None
 
 
 def test_skip_takes_full_names_last_parts_and_enclosing_modules() -> None:
@@ -105,7 +106,7 @@ def test_frozen_layers_stay_frozen_and_subclasses_dense() -> None:
     ("kwargs", "words"),
     [
         ({"weights": "int2"}, "weights must be one of"),
-        ({"weights": "nf4"}, "nf4"),
+        ({"weights": "nf4", "scheme": "symmetric"}, "scheme is for integers"),
         ({"group": 100}, "multiple of 32"),
         ({"scheme": "dynamic"}, "scheme must be one of"),
         ({"skip": ("blocks", "lm_head")}, r"no nn.Linear to quantize"),
@@ -124,7 +125,7 @@ def test_models_that_cannot_be_quantized_stay_as_they_were() -> None:
         model.lm_head.weight[0, 0] = float("nan")
     with pytest.raises(lt.LowtideValueError, match=r"lm_head.weight has non-finite"):
         quantize_model_(model, group=64, skip=())
-    with pytest.raises(lt.LowtideTypeError, match="must be float32 or bfloat16"):
+    with pytest.raises(lt.LowtideTypeError, match="must be float32, bfloat16 or float16"):
         quantize_model_(Model().double(), group=64)
     with pytest.raises(lt.LowtideTypeError, match="from_linear"):
         quantize_model_(nn.Linear(3, 3))

@@ -27,6 +27,7 @@ from lowtide import _core
 torch.ops.lowtide._set_isa(_core.active_isa_id())
 
 from lowtide.ops.dynamic_map import dequantize_dynamic, quantize_dynamic  # noqa: E402
+from lowtide.ops.gemv import gemv  # noqa: E402
 from lowtide.ops.level_maps import (  # noqa: E402
     dequantize_map,
     dequantize_map_list_,
@@ -68,6 +69,7 @@ __all__ = [
     "dequantize_map_list_",
     "fused_direction_",
     "fused_step_",
+    "gemv",
     "matmul",
     "quantize_dynamic",
     "quantize_group",

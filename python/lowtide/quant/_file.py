@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lowtide._files import sync_directory, sync_file
 from lowtide.errors import LowtideImportError, LowtideRuntimeError, LowtideTypeError, LowtideValueError
-from lowtide.quant._format import LINEAR_SCHEMES, check_format, choice
+from lowtide.quant._format import check_linear
 from lowtide.quant._linear import Linear
 
 FORMAT = "lowtide-model"
@@ -232,8 +232,7 @@ def _document(path: Path, metadata: Any, keys: Any) -> dict[str, Any]:
                 isinstance(layer[k], int) and 0 <= layer[k] < 1 << 31 for k in ("in_features", "out_features")
             ):
                 raise ValueError("a layer's entry is incomplete")
-            check_format(layer["bits"], layer["group"])
-            choice(layer["scheme"], "scheme", LINEAR_SCHEMES)
+            check_linear(layer["bits"], layer["group"], layer["scheme"])
         tensors = document["tensors"]
         if set(tensors) != set(keys):
             raise ValueError("its tensors are not those that were written")
@@ -378,5 +377,6 @@ def _packed_like(dense: nn.Linear, entry: Mapping[str, Any]) -> Linear:
             scheme=entry["scheme"], device=device,
         )  # fmt: skip
     layer.bias = dense.bias
-    layer.weight.requires_grad_(dense.weight.requires_grad)
+    if layer.scheme != "nf4":
+        layer.weight.requires_grad_(dense.weight.requires_grad)
     return layer.train(dense.training)

@@ -12,7 +12,7 @@ from lowtide.errors import LowtideValueError
 
 SCHEMES = ("symmetric", "asymmetric")
 #: Schemes of `Linear` weights.
-LINEAR_SCHEMES = SCHEMES
+LINEAR_SCHEMES = (*SCHEMES, "nf4")
 #: 4-bit schemes with fixed levels, as the kernels number them (csrc/quant/group_map_scalar.h).
 LEVEL_MAPS = {"nf4": 0, "dynamic": 1, "dynamic_unsigned": 2, "linear_nozero": 3}
 #: 8-bit maps of optimizer states, in flat blocks of 256.
@@ -41,6 +41,14 @@ def check_format(bits: int, group: int) -> None:
         raise LowtideValueError(f"bits must be 8 or 4, got {bits!r}")
     if not isinstance(group, int) or not 32 <= group <= 1 << 30 or group % 32:
         raise LowtideValueError(f"group must be a multiple of 32 between 32 and 2**30, got {group!r}")
+
+
+def check_linear(bits: int, group: int, scheme: str) -> None:
+    """Refuse formats that no linear layer has."""
+    check_format(bits, group)
+    choice(scheme, "scheme", LINEAR_SCHEMES)
+    if scheme == "nf4" and bits != 4:
+        raise LowtideValueError(f"scheme='nf4' has 4 bits, got bits={bits}; pass bits=4")
 
 
 def range_id(scheme: str, *, compat: bool, headroom: bool) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A linear layer whose weight is INT8 or INT4, in inference and in training."""
+"""A linear layer whose weight is INT8, INT4 or NF4; integers also train."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 from lowtide import ops
 from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.quant._error import note
-from lowtide.quant._format import SCHEMES, check_format, choice, group_count, row_bytes
+from lowtide.quant._format import check_linear, group_count, row_bytes
 from lowtide.quant._tensor import quantize
 from lowtide.quant._weight import QuantParameter, QuantWeight
 
@@ -26,6 +26,13 @@ def _accumulates(leaf: Tensor) -> bool:
     return bool(torch._C._will_engine_execute_node(node))
 
 
+def _forward(x: Tensor, weight: QuantWeight) -> Tensor:
+    """x Wᵀ: one row by the faster kernel, whose sums have another order."""
+    if x.shape[0] == 1:
+        return ops.gemv(weight.operand(), x[0]).reshape(1, -1)
+    return ops.matmul(x, weight.operand(), tb=True)
+
+
 class _Product(torch.autograd.Function):
     """y = x Wᵀ. Backward: dx = g W, and dW = gᵀ x into the weight's ``main_grad``, in this order."""
 
@@ -33,7 +40,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, anchor: Tensor | None, weight: QuantWeight) -> Tensor:
         ctx.weight, ctx.anchor = weight, anchor
         ctx.save_for_backward(x if anchor is not None else None)
-        return ops.matmul(x, weight.operand(), tb=True)
+        return _forward(x, weight)
 
     @staticmethod
     @once_differentiable
@@ -47,18 +54,20 @@ class _Product(torch.autograd.Function):
 
 
 class Linear(nn.Module):
-    """``y = x Wᵀ + b`` with W in groups of INT8 or INT4 codes along its rows.
+    """``y = x Wᵀ + b`` with W in groups of INT8, INT4 or NF4 codes along its rows.
 
-    The matrix products decode W tile by tile: a dense copy never exists. Training needs none either: the backward
-    pass leaves the weight gradient in ``layer.weight.quant.main_grad`` (float32), and an optimizer of
+    The matrix products decode W tile by tile: a dense copy never exists. A single row of x takes a kernel of its own,
+    two to four times as fast and summed in another order: its last bits differ from those of the same row in a batch.
+
+    Integer weights train without a dense copy too: the backward pass leaves the weight gradient in ``layer.weight.quant.main_grad`` (float32), and an optimizer of
     :mod:`lowtide.optim` steps the codes in place with stochastic rounding (INT8 training as in Q-GaLore,
-    arXiv 2407.08296, §3.3).
+    arXiv 2407.08296, §3.3). NF4 weights are frozen (as in QLoRA, arXiv 2305.14314); gradients pass through to x.
 
     Attributes:
         weight: uint8 codes (out, bytes of a row), a parameter that never requires grad; ``weight.quant`` is its
             :class:`QuantWeight`. ``weight.quant.trainable`` (or ``requires_grad_``) freezes it.
         weight_scale: float32 (out, groups), a buffer that stays float32 under ``.to(dtype)``.
-        weight_zero: uint8 (out, groups), a buffer; ``None`` for the symmetric scheme.
+        weight_zero: uint8 (out, groups), a buffer; ``None`` but for the asymmetric scheme.
         bias: a dense parameter, or ``None``.
 
     All of them are in ``state_dict``. ``load_state_dict`` refuses dense weights: load first, quantize then.
@@ -86,16 +95,16 @@ class Linear(nn.Module):
         Args:
             in_features, out_features: sizes, as in ``nn.Linear``.
             bias: whether there is one; ``dtype`` is its type.
-            bits: 8 or 4. group: columns that share a scale, a multiple of 32. scheme: see :func:`quantize`.
+            bits: 8 or 4. group: columns that share a scale, a multiple of 32. scheme: ``"symmetric"``,
+                ``"asymmetric"`` or ``"nf4"``, see :func:`quantize`.
         """
         super().__init__()
-        check_format(bits, group)
-        choice(scheme, "scheme", SCHEMES)
+        check_linear(bits, group, scheme)
         self.in_features, self.out_features = in_features, out_features
         self.bits, self.group, self.scheme = bits, group, scheme
         groups = (out_features, group_count(in_features, group))
-        # A symmetric code for 0 is the middle one; the scale is 0 either way.
-        fill = 0 if scheme == "asymmetric" else 128 if bits == 8 else 0x88
+        # The code for 0 is the middle one, NF4's is 7; the scale is 0 either way.
+        fill = {"asymmetric": 0, "nf4": 0x77}.get(scheme, 128 if bits == 8 else 0x88)
         codes = torch.full(
             (out_features, row_bytes(in_features, bits)), fill, dtype=torch.uint8, device=device
         )
@@ -107,6 +116,7 @@ class Linear(nn.Module):
             "bias", nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
         )
         self._weight = QuantWeight()
+        self._weight.trainable = scheme != "nf4"
         self._attach()
 
     @classmethod
@@ -125,9 +135,9 @@ class Linear(nn.Module):
         """Quantize a dense layer; its bias parameter is taken over as it is.
 
         Args:
-            linear: weight float32 or bfloat16, finite. A weight that does not require grad stays frozen.
-            bits, group, scheme, rounding, headroom, seed, param: see :func:`quantize`. Headroom is for training;
-                without it INT8 codes are 7 % finer, INT4 codes 14 %.
+            linear: weight float32, bfloat16 or float16, finite. A weight that does not require grad stays frozen.
+            bits, group, scheme, rounding, headroom, seed, param: see :func:`quantize`. Headroom is for training (NF4
+                has none); without it INT8 codes are 7 % finer, INT4 codes 14 %.
 
         Raises:
             LowtideTypeError, LowtideValueError: a bad argument or a non-finite weight.
@@ -135,8 +145,8 @@ class Linear(nn.Module):
         if not isinstance(linear, nn.Linear):
             raise LowtideTypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")
         q = quantize(
-            linear.weight.detach(), bits, group, scheme=scheme, rounding=rounding, headroom=headroom, seed=seed,
-            param=param,
+            linear.weight.detach(), bits, group, scheme=scheme, rounding=rounding,
+            headroom=headroom and scheme != "nf4", seed=seed, param=param,
         )  # fmt: skip
         layer = cls(
             linear.in_features, linear.out_features, bias=False, bits=bits, group=group, scheme=scheme
@@ -144,7 +154,8 @@ class Linear(nn.Module):
         layer.weight.data = q.codes
         layer.weight_scale, layer.weight_zero = q.scale, q.zero
         layer.bias = linear.bias
-        layer.weight.requires_grad_(linear.weight.requires_grad)
+        if scheme != "nf4":
+            layer.weight.requires_grad_(linear.weight.requires_grad)
         note(layer, linear.weight)
         return layer.train(linear.training)
 
@@ -164,7 +175,7 @@ class Linear(nn.Module):
         if torch.is_grad_enabled() and (flat.requires_grad or self._weight.trainable):
             y = self._product(flat)
         else:
-            y = ops.matmul(flat, self._weight.operand(), tb=True)
+            y = _forward(flat, self._weight)
         if self.bias is not None:
             y = y + self.bias
         result: Tensor = y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
@@ -183,9 +194,10 @@ class Linear(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes and the format."""
+        name = "nf4" if self.scheme == "nf4" else f"int{self.bits} {self.scheme}"
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"int{self.bits} {self.scheme}, group={self.group}"
+            f"{name}, group={self.group}"
         )
 
     # ---- what would lose the weight's handle, or the scale's precision

@@ -12,7 +12,7 @@ from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.quant._format import SCHEMES, check_format, choice
 from lowtide.quant._linear import Linear
 
-WEIGHTS = {"int8": 8, "int4": 4}
+WEIGHTS = {"int8": 8, "int4": 4, "nf4": 4}
 
 
 def quantize_model_(
@@ -20,7 +20,7 @@ def quantize_model_(
     weights: str = "int8",
     group: int = 256,
     skip: Sequence[str] = ("lm_head",),
-    scheme: str = "asymmetric",
+    scheme: str | None = None,
     *,
     headroom: bool = True,
 ) -> nn.Module:
@@ -28,10 +28,10 @@ def quantize_model_(
 
     Args:
         model: any module; its dense weights are released as they are replaced.
-        weights: ``"int8"`` or ``"int4"``.
+        weights: ``"int8"``, ``"int4"`` or ``"nf4"`` (frozen; QLoRA takes groups of 64).
         group: columns that share a scale, a multiple of 32; need not divide the layers' widths.
         skip: layers that stay dense: full dotted names, last parts of names, or names of enclosing modules.
-        scheme: ``"asymmetric"`` or ``"symmetric"``.
+        scheme: of integers, ``"asymmetric"`` (default) or ``"symmetric"``.
         headroom: leave weights room to grow (for training); without it INT8 codes are 7 % finer, INT4 14 %.
 
     Returns:
@@ -40,10 +40,15 @@ def quantize_model_(
     Raises:
         LowtideValueError: a bad argument, tied or non-finite weights, or nothing to quantize; the model is unchanged.
     """
-    if weights == "nf4":
-        raise LowtideValueError("weights='nf4' is not part of this build; use 'int8' or 'int4'")
     bits = WEIGHTS[choice(weights, "weights", tuple(WEIGHTS))]
-    choice(scheme, "scheme", SCHEMES)
+    if weights == "nf4":
+        if scheme not in (None, "nf4"):
+            raise LowtideValueError(
+                f"scheme is for integers, got {scheme!r} with weights='nf4'; leave it out"
+            )
+        form = "nf4"
+    else:
+        form = choice("asymmetric" if scheme is None else scheme, "scheme", SCHEMES)
     check_format(bits, group)
     if not isinstance(model, nn.Module):
         raise LowtideTypeError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -55,7 +60,7 @@ def quantize_model_(
     for at in places:
         first_parent, first_attribute, _ = at[0]
         dense = getattr(first_parent, first_attribute)
-        layer = Linear.from_linear(dense, bits=bits, group=group, scheme=scheme, headroom=headroom)
+        layer = Linear.from_linear(dense, bits=bits, group=group, scheme=form, headroom=headroom)
         for parent, attribute, _ in at:
             setattr(parent, attribute, layer)
     return model
@@ -102,9 +107,10 @@ def _check(model: nn.Module, places: list[list[_Place]]) -> None:
                 f"{at[0][2]}.weight is tied to {', '.join(others)}: packing one of them would untie them; "
                 f"add {at[0][2]!r} to skip, or untie them first"
             )
-        if layer.weight.dtype not in (torch.float32, torch.bfloat16):
+        if layer.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise LowtideTypeError(
-                f"{at[0][2]}.weight must be float32 or bfloat16, got {layer.weight.dtype}; convert the model with .float()"
+                f"{at[0][2]}.weight must be float32, bfloat16 or float16, got {layer.weight.dtype}; convert the model "
+                "with .float()"
             )
         if layer.weight.is_meta:
             raise LowtideValueError(f"{at[0][2]}.weight is on the meta device; load the weights first")

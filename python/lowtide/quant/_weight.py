@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide import ops
-from lowtide.errors import LowtideRuntimeError
+from lowtide.errors import LowtideRuntimeError, LowtideValueError
 
 if TYPE_CHECKING:
     from lowtide.quant._linear import Linear
@@ -28,6 +28,8 @@ class QuantParameter(nn.Parameter):
 
     def requires_grad_(self, requires_grad: bool = True) -> QuantParameter:
         """Freeze or thaw the weight: ``model.requires_grad_(False)`` works as for dense layers."""
+        if requires_grad and self.quant.scheme == "nf4":
+            raise _frozen()
         self.quant.trainable = requires_grad
         return self
 
@@ -75,7 +77,7 @@ class QuantWeight:
 
     @property
     def zero(self) -> Tensor | None:
-        """uint8, (out, groups), or ``None`` for the symmetric scheme."""
+        """uint8, (out, groups), or ``None`` but for the asymmetric scheme."""
         return self.module.weight_zero
 
     @property
@@ -90,7 +92,7 @@ class QuantWeight:
 
     @property
     def scheme(self) -> str:
-        """``"symmetric"`` or ``"asymmetric"``."""
+        """``"symmetric"``, ``"asymmetric"`` or ``"nf4"``."""
         return self.module.scheme
 
     @property
@@ -107,11 +109,21 @@ class QuantWeight:
         """This weight for :func:`lowtide.ops.matmul`."""
         m = self.module
         return ops.Packed(
-            m.weight.data, m.weight_scale, m.weight_zero, m.bits, m.group, (m.out_features, m.in_features)
+            m.weight.data,
+            m.weight_scale,
+            m.weight_zero,
+            m.bits,
+            m.group,
+            (m.out_features, m.in_features),
+            m.scheme,
         )
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight as a dense (out, in) tensor."""
+        if self.scheme == "nf4":
+            return ops.dequantize_map(
+                self.codes, self.scale, map="nf4", group=self.group, cols=self.shape[1], dtype=dtype
+            )
         return ops.dequantize_group(
             self.codes,
             self.scale,
@@ -145,6 +157,8 @@ class QuantWeight:
         Returns:
             Groups skipped, int64 tensor without dimensions.
         """
+        if self.scheme == "nf4":
+            raise _frozen()
         return ops.requant_add_sr_(
             self.codes, self.scale, self.zero, delta, alpha=alpha, decay=decay, bits=self.bits, group=self.group,
             seed=seed, step=step, slot=slot, param=param, nonfinite=nonfinite,
@@ -178,6 +192,13 @@ class QuantWeight:
     def __reduce__(self) -> tuple[Any, ...]:
         # Copies and pickles of a model start without gradient, hook and layer; the layer attaches itself.
         return (_restore, (self.trainable,))
+
+
+def _frozen() -> LowtideValueError:
+    return LowtideValueError(
+        "NF4 weights are frozen: their levels are too uneven to step in place; train adapters beside them, or quantize "
+        "with weights='int8' or 'int4'"
+    )
 
 
 def _restore(trainable: bool) -> QuantWeight:

@@ -61,7 +61,8 @@ struct Kind {
   bool symmetric;
 };
 const Kind kKinds[] = {{Store::f32, false}, {Store::bf16, false}, {Store::int8, false},
-                       {Store::int8, true}, {Store::int4, false}, {Store::int4, true}};
+                       {Store::int8, true}, {Store::int4, false}, {Store::int4, true},
+                       {Store::nf4, true}};
 
 std::vector<float> product(const Operand& a, bool ta, const Operand& b, bool tb) {
   const int64_t rows = ta ? a.cols : a.rows, cols = tb ? b.rows : b.cols;

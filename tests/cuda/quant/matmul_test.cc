@@ -19,7 +19,8 @@ struct Kind {
   bool symmetric;
 };
 const Kind kKinds[] = {{Store::f32, false}, {Store::bf16, false}, {Store::int8, false},
-                       {Store::int8, true}, {Store::int4, false}, {Store::int4, true}};
+                       {Store::int8, true}, {Store::int4, false}, {Store::int4, true},
+                       {Store::nf4, true}};
 
 uint32_t hash(uint64_t i) {
   i = (i ^ (i >> 31)) * 0x9E3779B97F4A7C15ull;

@@ -13,6 +13,7 @@
 #include "optim/apply_update_cuda.h"
 #include "optim/fused_step_cuda.h"
 #include "quant/dynamic_map_cuda.h"
+#include "quant/gemv_cuda.h"
 #include "quant/group_codec_cuda.h"
 #include "quant/group_map_cuda.h"
 #include "quant/requant_cuda.h"
@@ -93,6 +94,10 @@ void codecs() {
   ran("quant::dequantize_map", 4 * kN + kN / 2 + kN / 64,
       quant::cuda::dequantize_map({codes, scale, nullptr, levels.shape}, quant::LevelMap::nf4, x,
                                   quant::FloatType::f32, nullptr));
+  float* y = filled(kN / 1024, 0.0f);
+  ran("quant::gemv_rows", kN + kN / 64 + 4 * (kN / 1024 + 1024),
+      quant::cuda::gemv(y, {codes, scale, nullptr, {kN / 1024, 1024, 256, 8}},
+                        quant::Coding::integer, x, nullptr));
   ran("quant::count_nonfinite", 4 * kN,
       quant::cuda::count_nonfinite(x, quant::FloatType::f32, kN, counter, nullptr));
   ran("quant::quantize_dynamic", 5 * kN + kN / 64,
