@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Householder tridiagonalisation, then implicit QL with Wilkinson's shift (Golub and Van Loan,
 // "Matrix Computations", 4th ed., 8.3). Eigenvectors are kept as rows, so that reflectors and
-// rotations are operations on contiguous rows; rotations of one QL sweep are applied together.
+// rotations are operations on contiguous rows; the rotations of many QL sweeps are applied
+// together.
 #include "lowrank/eigen.h"
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/fpenv.h"
+#include "base/parallel.h"
 #include "lowrank/small_dense.h"
 
 namespace lowtide::lowrank {
@@ -56,6 +58,47 @@ void tridiagonalize(double* a, int64_t n, double* d, double* e, double* qt, cons
     for (int64_t j = 0; j < n; ++j) qt[j * n + i] = q[static_cast<size_t>(i * n + j)];
 }
 
+// Rotations of QL sweeps, to be applied together: a block of columns of z stays in L1 meanwhile,
+// and blocks are independent.
+class Sweeps {
+ public:
+  Sweeps(double* z, int64_t n, const RowOps& ops) : z_(z), n_(n), ops_(ops) {}
+
+  // c[i], s[i] for i in [first, last].
+  void add(const double* c, const double* s, int64_t first, int64_t last) {
+    if (last < first) return;
+    sweeps_.push_back({first, last, c_.size()});
+    c_.insert(c_.end(), c + first, c + last + 1);
+    s_.insert(s_.end(), s + first, s + last + 1);
+    if (c_.size() > kMost) apply();
+  }
+
+  void apply() {
+    parallel_for((n_ + kColumns - 1) / kColumns, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin * kColumns; k < std::min(n_, end * kColumns); k += kColumns)
+        for (const Sweep& w : sweeps_)
+          ops_.rotate(z_ + w.first * n_ + k, n_, std::min(kColumns, n_ - k), c_.data() + w.at,
+                      s_.data() + w.at, 0, w.last - w.first);
+    });
+    sweeps_.clear();
+    c_.clear();
+    s_.clear();
+  }
+
+ private:
+  static constexpr int64_t kColumns = 32;
+  static constexpr size_t kMost = size_t{1} << 15;
+  struct Sweep {
+    int64_t first, last;
+    size_t at;
+  };
+  double* z_;
+  int64_t n_;
+  const RowOps& ops_;
+  std::vector<Sweep> sweeps_;
+  Vec c_, s_;
+};
+
 // T = S diag(d) S'; z becomes S' z.
 void implicit_ql(double* d, double* e, int64_t n, double* z, const RowOps& ops) {
   double size = 0.0;
@@ -63,6 +106,7 @@ void implicit_ql(double* d, double* e, int64_t n, double* z, const RowOps& ops) 
     size = std::max(size, std::fabs(d[i]) + (i + 1 < n ? std::fabs(e[i]) : 0.0));
   const double negligible = DBL_EPSILON * size;
   Vec cosines = zeros(n), sines = zeros(n);
+  Sweeps sweeps(z, n, ops);
   for (int64_t l = 0; l < n; ++l) {
     for (int sweep = 0;; ++sweep) {
       int64_t m = l;
@@ -93,13 +137,14 @@ void implicit_ql(double* d, double* e, int64_t n, double* z, const RowOps& ops) 
         cosines[static_cast<size_t>(i)] = c;
         sines[static_cast<size_t>(i)] = s;
       }
-      ops.rotate(z, n, n, cosines.data(), sines.data(), i + 1, m - 1);
+      sweeps.add(cosines.data(), sines.data(), i + 1, m - 1);
       if (i >= l) continue;
       d[l] -= p;
       e[l] = g;
       e[m] = 0.0;
     }
   }
+  sweeps.apply();
 }
 
 }  // namespace

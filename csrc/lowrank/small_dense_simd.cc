@@ -15,6 +15,7 @@ namespace {
 constexpr int kWide = kLanes / 2;
 typedef double vd __attribute__((vector_size(4 * LT_LANES)));
 typedef float vh __attribute__((vector_size(2 * LT_LANES)));
+typedef int64_t vl __attribute__((vector_size(4 * LT_LANES), unused));
 
 LT_SIMD vd load_d(const double* p) {
   vd v;
@@ -23,6 +24,31 @@ LT_SIMD vd load_d(const double* p) {
 }
 LT_SIMD void store_d(double* p, vd v) { __builtin_memcpy(p, &v, sizeof v); }
 LT_SIMD vd splat_d(double x) { return x - vd{}; }
+
+// The first n < kWide elements, zeros beyond; nothing else is touched. Rows of small matrices are
+// mostly tails.
+LT_SIMD vd load_part_d(const double* p, int64_t n) {
+#if defined(__AVX512F__)
+  return (vd)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1u), p);
+#elif defined(__AVX2__)
+  const vl mask = vl{0, 1, 2, 3} < n;
+  return (vd)_mm256_maskload_pd(p, (__m256i)mask);
+#else
+  vd v = {};
+  for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+LT_SIMD void store_part_d(double* p, vd v, int64_t n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1u), (__m512d)v);
+#elif defined(__AVX2__)
+  const vl mask = vl{0, 1, 2, 3} < n;
+  _mm256_maskstore_pd(p, (__m256i)mask, (__m256d)v);
+#else
+  for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+#endif
+}
 
 // a and b are floats: the product is exact, so fused and separate rounding agree.
 LT_SIMD vd add_product(vd acc, vd a, vd b) {
@@ -91,14 +117,18 @@ void gram_block_simd(double* g, const float* y, int64_t ld, int64_t rows, int64_
 void axpy_simd(double* y, double a, const double* x, int64_t n) {
   int64_t i = 0;
   for (; i + kWide <= n; i += kWide) store_d(y + i, load_d(y + i) + a * load_d(x + i));
-  for (; i < n; ++i) y[i] = y[i] + a * x[i];
+  if (i < n) store_part_d(y + i, load_part_d(y + i, n - i) + a * load_part_d(x + i, n - i), n - i);
 }
 
 void axpy2_simd(double* y, double a, const double* x, double b, const double* z, int64_t n) {
   int64_t i = 0;
   for (; i + kWide <= n; i += kWide)
     store_d(y + i, (load_d(y + i) + a * load_d(x + i)) + b * load_d(z + i));
-  for (; i < n; ++i) y[i] = (y[i] + a * x[i]) + b * z[i];
+  if (i < n) {
+    const int64_t m = n - i;
+    const vd v = load_part_d(y + i, m) + a * load_part_d(x + i, m);
+    store_part_d(y + i, v + b * load_part_d(z + i, m), m);
+  }
 }
 
 // Down the rows with the lower row of the next rotation kept in registers: one load and one store
@@ -141,9 +171,13 @@ double dot_simd(const double* x, const double* y, int64_t n) {
   for (; i + kDotLanes <= n; i += kDotLanes)
     for (int v = 0; v < kVecs; ++v)
       sum[v] = sum[v] + load_d(x + i + v * kWide) * load_d(y + i + v * kWide);
+  for (int v = 0; v < kVecs && i < n; ++v, i += kWide) {
+    const bool whole = n - i >= kWide;
+    sum[v] = sum[v] + (whole ? load_d(x + i) * load_d(y + i)
+                             : load_part_d(x + i, n - i) * load_part_d(y + i, n - i));
+  }
   double lane[kDotLanes];
   for (int v = 0; v < kVecs; ++v) store_d(lane + v * kWide, sum[v]);
-  for (int64_t j = 0; i + j < n; ++j) lane[j] += x[i + j] * y[i + j];
   return fold_lanes(lane);
 }
 
