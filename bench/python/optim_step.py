@@ -6,7 +6,7 @@
 
 Each rival runs in a process of its own (two of them are both called ``bitsandbytes``) and takes turns with
 ``torch.optim.AdamW(fused=True)``, so that both see the same machine; ``vs torch`` is the ratio of the medians of those
-rounds. A rival is verified before it is timed: AdamW variants by three steps against the formula in double precision,
+rounds. A rival is verified before it is timed: full-rank ones by three steps against the formula in double precision,
 GaLore variants by the rank of their update. A peer that is not installed is left out, and the table says so.
 ``pip install --no-deps --target DIR bitsandbytes-cpu-fork==0.50.2.dev9`` makes a folder for ``--path``.
 """
@@ -44,6 +44,7 @@ class Rival:
     needs: str = "torch"
     threads: str = "any"  # "max": only with all threads
     env: tuple[tuple[str, str], ...] = ()
+    rule: str = "adamw"  # what the formula of the check is
 
 
 def _adamw(module: str, name: str, **options: Any) -> Callable[[list[Any]], Any]:
@@ -52,6 +53,15 @@ def _adamw(module: str, name: str, **options: Any) -> Callable[[list[Any]], Any]
 
         cls = getattr(import_module(module), name)
         return cls(params, lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY, **options)
+
+    return make
+
+
+def _one_moment(module: str, name: str, **options: Any) -> Callable[[list[Any]], Any]:
+    def make(params: list[Any]) -> Any:
+        from importlib import import_module
+
+        return getattr(import_module(module), name)(params, lr=LR, weight_decay=0.0, **options)
 
     return make
 
@@ -77,6 +87,23 @@ BASELINE = Rival("torch AdamW fused", _adamw("torch.optim", "AdamW", fused=True)
 RIVALS = [
     Rival("lowtide AdamW", _adamw("lowtide.optim", "AdamW"), 28, needs="lowtide"),
     Rival("lowtide AdamW8bit", _adamw("lowtide.optim", "AdamW8bit"), 16.06, CODED, "lowtide"),
+    Rival("lowtide AdamW4bit", _adamw("lowtide.optim", "AdamW4bit"), 14.13, 0.6, "lowtide"),
+    Rival(
+        "lowtide Lion8bit",
+        _one_moment("lowtide.optim", "Lion8bit", betas=(0.9, 0.99)),
+        14.03,
+        0.2,
+        "lowtide",
+        rule="lion",
+    ),
+    Rival(
+        "lowtide SGD8bit",
+        _one_moment("lowtide.optim", "SGD8bit", momentum=0.9),
+        14.03,
+        CODED,
+        "lowtide",
+        rule="sgd",
+    ),
     Rival("bitsandbytes AdamW8bit", _adamw("bitsandbytes.optim", "AdamW8bit"), None, CODED, "bitsandbytes"),
     Rival(
         "bitsandbytes-cpu-fork AdamW8bit",
@@ -92,6 +119,22 @@ RIVALS = [
         _adamw("torchao.optim", "AdamW8bit", block_size=256),
         None,
         CODED,
+        "torchao",
+        threads="max",
+    ),
+    Rival(
+        "bitsandbytes Lion8bit",
+        _one_moment("bitsandbytes.optim", "Lion8bit", betas=(0.9, 0.99)),
+        None,
+        0.2,
+        "bitsandbytes",
+        rule="lion",
+    ),
+    Rival(
+        "torchao AdamW4bit",
+        _adamw("torchao.optim", "AdamW4bit", block_size=128),
+        None,
+        0.6,
         "torchao",
         threads="max",
     ),
@@ -122,7 +165,21 @@ def _tensors(sizes: list[tuple[int, ...]], seed: int) -> list[Any]:
     return params
 
 
-def _verify_adamw(rival: Rival) -> float:
+def _formula(rule: str, x: Any, m: Any, v: Any, g: Any, step: int) -> None:
+    if rule == "lion":
+        x.sub_(LR * (0.9 * m + 0.1 * g).sign())
+        m.mul_(0.99).add_(g, alpha=0.01)
+    elif rule == "sgd":
+        m.mul_(0.9).add_(g)
+        x.sub_(LR * m)
+    else:
+        m.mul_(BETAS[0]).add_(g, alpha=1 - BETAS[0])
+        v.mul_(BETAS[1]).add_(g**2, alpha=1 - BETAS[1])
+        root = (v / (1 - BETAS[1] ** step)).sqrt() + EPS
+        x.mul_(1 - LR * DECAY).sub_(LR / (1 - BETAS[0] ** step) * m / root)
+
+
+def _verify_formula(rival: Rival) -> float:
     """Relative error of the movement of three steps against the formula in double."""
     import torch
 
@@ -137,10 +194,7 @@ def _verify_adamw(rival: Rival) -> float:
             p.grad = g.clone()
         optimizer.step()
         for x, (m, v), g in zip(want, states, gs, strict=True):
-            m.mul_(BETAS[0]).add_(g.double(), alpha=1 - BETAS[0])
-            v.mul_(BETAS[1]).add_(g.double() ** 2, alpha=1 - BETAS[1])
-            root = (v / (1 - BETAS[1] ** step)).sqrt() + EPS
-            x.mul_(1 - LR * DECAY).sub_(LR / (1 - BETAS[0] ** step) * m / root)
+            _formula(rival.rule, x, m, v, g.double(), step)
     moved = math.sqrt(sum(float((x - s).norm() ** 2) for x, s in zip(want, start, strict=True)))
     wrong = sum(float((p.detach() - x).norm() ** 2) for p, x in zip(params, want, strict=True))
     return math.sqrt(wrong) / moved
@@ -171,7 +225,7 @@ def work(rival: Rival, layers: int, threads: int) -> None:
         import lowtide
 
         lowtide.set_num_threads(threads)
-    error = _verify_adamw(rival) if rival.tolerance is not None else _verify_galore(rival)
+    error = _verify_formula(rival) if rival.tolerance is not None else _verify_galore(rival)
     params = _tensors(shapes(layers), 0)
     optimizer = rival.make(params)
     took = []
@@ -180,7 +234,9 @@ def work(rival: Rival, layers: int, threads: int) -> None:
         optimizer.step()
         took.append(time.perf_counter() - began)
     state = sum(
-        t.nbytes
+        sum(part.nbytes for part in (t.codes, t.scale))
+        if hasattr(t, "codes")
+        else t.nbytes  # torchao's wrapper
         for s in optimizer.state.values()
         for t in s.values()
         if isinstance(t, torch.Tensor) and t.numel() > 1
@@ -333,6 +389,8 @@ def run(args: argparse.Namespace) -> None:
                 ("lowtide AdamW8bit", "bitsandbytes AdamW8bit"),
                 ("lowtide AdamW8bit", "bitsandbytes-cpu-fork AdamW8bit"),
                 ("lowtide AdamW8bit", "torchao AdamW8bit"),
+                ("lowtide AdamW4bit", "torchao AdamW4bit"),
+                ("lowtide Lion8bit", "bitsandbytes Lion8bit"),
                 ("lowtide GaLoreAdamW", "galore-torch GaLoreAdamW"),
             )
             if a in times and b in times

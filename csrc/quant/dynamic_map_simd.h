@@ -169,8 +169,16 @@ LT_SIMD vf32 dynamic_bin(vf32 a) {
   const vf32 estimate = to_float(as_i(as_u(a))) * kLog10 + kOffset;
   const vi32 below = __builtin_convertvector(max_f(estimate, vf32{}), vi32);
   const vi32 r = below - (a >= lookup8(kDynamic.boundary[is_signed], below));
-  const vf32 t =
-      fma_rn(a, lookup8(kDynamic.scale[is_signed], r), lookup8(kDynamic.shift[is_signed], r));
+  const vf32 scale = lookup8(kDynamic.scale[is_signed], r);
+  const vf32 shift = lookup8(kDynamic.shift[is_signed], r);
+#if defined(__AVX2__) || defined(__aarch64__)
+  const vf32 t = fma_rn(a, scale, shift);
+#else
+  // Cheaper than fma_rn's emulation and the same: the product has 48 bits, the sum is at most 18
+  // times it, so it is exact in double and rounded once.
+  const vf64 product = __builtin_convertvector(a, vf64) * __builtin_convertvector(scale, vf64);
+  const vf32 t = __builtin_convertvector(product + __builtin_convertvector(shift, vf64), vf32);
+#endif
   return min_f(t, lookup8(kDynamic.last[is_signed], r));
 #endif
 }
