@@ -18,7 +18,7 @@ namespace {
 
 // One vector of elements in rounded steps, before zero point and clamp.
 template <bool kStochastic, bool kCompat>
-LT_SIMD vi32 steps(vf32 x, const GroupParams& p, const uint16_t* noise) {
+LT_SIMD vi32 steps(vf32 x, const GroupParams& p, vi32 noise) {
   vf32 s;
   if constexpr (kCompat) {
     s = max_f(splat(-512.0f), min_f(splat(512.0f), x / splat(p.scale)));
@@ -28,7 +28,7 @@ LT_SIMD vi32 steps(vf32 x, const GroupParams& p, const uint16_t* noise) {
     s = x * splat(kStochastic ? p.inv * 65536.0f : p.inv);
   }
   vi32 q = to_int_rne(s);
-  if constexpr (kStochastic) q = (q + load_noise(noise)) >> 16;
+  if constexpr (kStochastic) q = (q + noise) >> 16;
   return q;
 }
 
@@ -38,8 +38,9 @@ int64_t quantize_simd(const QuantizeJob& job, int64_t begin, int64_t end) {
   const int lo = min_code(job.scheme);
   Noise noise(job.key, job.param, job.role);
   int64_t bad = 0;
-  for (int64_t g = begin; g < end; ++g) {
-    const GroupSpan at = group_span(s, g);
+  GroupSpan at{};
+  if (begin < end) at = group_span(s, begin);
+  for (int64_t g = begin; g < end; ++g, next_group(at, s)) {
     const int64_t first = at.row * s.cols + at.col;
     const In* x = static_cast<const In*>(job.x) + first;
     const Extremes r = job.scheme == Scheme::symmetric ? extremes_symmetric(x, at.n)
@@ -51,19 +52,17 @@ int64_t quantize_simd(const QuantizeJob& job, int64_t begin, int64_t end) {
     uint8_t* codes = job.out.codes + at.row * row_bytes(s) + code_offset(s, at.col);
     for (int64_t seg = 0; seg < at.n; seg += Noise::kSpan) {
       const int64_t stop = at.n - seg < Noise::kSpan ? at.n : seg + Noise::kSpan;
-      const uint16_t* r16 = noise.data();
-      if constexpr (kStochastic) {
-        r16 = noise.cover(job.offset + static_cast<uint64_t>(first + seg), stop - seg);
-      }
+      if constexpr (kStochastic)
+        noise.cover(job.offset + static_cast<uint64_t>(first + seg), stop - seg);
       int64_t i = seg;
+      vi32 q[kVecs], r16[kVecs] = {};
       if (r.bad == 0)
         for (; i + kBlock <= stop; i += kBlock) {
           prefetch_block(x + i + kAhead);
-          vi32 q[kVecs];
+          if constexpr (kStochastic) noise.block(i - seg, r16);
 #pragma GCC unroll 8
           for (int v = 0; v < kVecs; ++v)
-            q[v] = steps<kStochastic, kCompat>(load_float(x + i + v * kLanes), p,
-                                               r16 + (i - seg) + v * kLanes);
+            q[v] = steps<kStochastic, kCompat>(load_float(x + i + v * kLanes), p, r16[v]);
           store_codes<kBits>(codes + i * kBits / 8, q, p.zero, lo);
         }
       for (; i < stop; i += kBlock) {  // a short block, or a group to be cleaned
@@ -73,10 +72,9 @@ int64_t quantize_simd(const QuantizeJob& job, int64_t begin, int64_t end) {
           const float v = load_scalar(x + i + j);
           clean[j] = is_finite(v) ? v : 0.0f;
         }
-        vi32 q[kVecs];
+        if constexpr (kStochastic) noise.block(i - seg, r16);
         for (int v = 0; v < kVecs; ++v)
-          q[v] = steps<kStochastic, kCompat>(load<vf32>(clean + v * kLanes), p,
-                                             r16 + (i - seg) + v * kLanes);
+          q[v] = steps<kStochastic, kCompat>(load<vf32>(clean + v * kLanes), p, r16[v]);
         store_codes<kBits>(codes + i * kBits / 8, n, q, p.zero, lo);
       }
     }
@@ -108,8 +106,9 @@ int64_t quantize_any(const QuantizeJob& job, int64_t begin, int64_t end) {
 template <class Out, int kBits>
 void dequantize_simd(const DequantizeJob& job, int64_t begin, int64_t end) {
   const GroupShape& s = job.in.shape;
-  for (int64_t g = begin; g < end; ++g) {
-    const GroupSpan at = group_span(s, g);
+  GroupSpan at{};
+  if (begin < end) at = group_span(s, begin);
+  for (int64_t g = begin; g < end; ++g, next_group(at, s)) {
     const uint8_t* codes = job.in.codes + at.row * row_bytes(s) + code_offset(s, at.col);
     Out* out = static_cast<Out*>(job.out) + at.row * s.cols + at.col;
     const int zero = job.in.zero != nullptr ? job.in.zero[g] : symmetric_zero(kBits);

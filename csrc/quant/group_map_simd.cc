@@ -38,12 +38,12 @@ struct Encoder {
   explicit inline __attribute__((always_inline)) Encoder(const LevelTable& table)
       : t(table), middle(table.middle), level(table.level), per_gap(table.per_gap) {}
 
-  inline __attribute__((always_inline)) vi32 codes(vf32 y, const uint16_t* noise) const {
+  inline __attribute__((always_inline)) vi32 codes(vf32 y, vi32 noise) const {
     if constexpr (!kStochastic) return rank15<false>(t.middle, middle, y);
     const vf32 at = min_f(splat(t.level[15]), max_f(splat(t.level[0]), y));
     const vi32 code = rank_of_level(at);
     const vi32 up = to_int_rne((at - level.at(code)) * per_gap.at(code));
-    return code + ((up + load_noise(noise)) >> 16);
+    return code + ((up + noise) >> 16);
   }
 
  private:
@@ -70,8 +70,9 @@ int64_t quantize_simd(const QuantizeMapJob& job, int64_t begin, int64_t end) {
   const bool is_signed = map_is_signed(job.map);
   Noise noise(job.key, job.param, job.role);
   int64_t bad = 0;
-  for (int64_t g = begin; g < end; ++g) {
-    const GroupSpan at = group_span(s, g);
+  GroupSpan at{};
+  if (begin < end) at = group_span(s, begin);
+  for (int64_t g = begin; g < end; ++g, next_group(at, s)) {
     const int64_t first = at.row * s.cols + at.col;
     const In* x = static_cast<const In*>(job.x) + first;
     const Extremes r = is_signed ? extremes_symmetric(x, at.n) : extremes_asymmetric(x, at.n);
@@ -83,18 +84,17 @@ int64_t quantize_simd(const QuantizeMapJob& job, int64_t begin, int64_t end) {
     uint8_t* codes = job.out.codes + at.row * row_bytes(s) + code_offset(s, at.col);
     for (int64_t seg = 0; seg < at.n; seg += Noise::kSpan) {
       const int64_t stop = at.n - seg < Noise::kSpan ? at.n : seg + Noise::kSpan;
-      const uint16_t* r16 = noise.data();
       if constexpr (kStochastic)
-        r16 = noise.cover(job.offset + static_cast<uint64_t>(first + seg), stop - seg);
+        noise.cover(job.offset + static_cast<uint64_t>(first + seg), stop - seg);
       int64_t i = seg;
-      vi32 q[kVecs];
+      vi32 q[kVecs], r16[kVecs] = {};
       if (r.bad == 0)
         for (; i + kBlock <= stop; i += kBlock) {
           prefetch_block(x + i + kAhead);
+          if constexpr (kStochastic) noise.block(i - seg, r16);
 #pragma GCC unroll 8
           for (int v = 0; v < kVecs; ++v)
-            q[v] = encode.codes(load_float(x + i + v * kLanes) * splat(p.inv),
-                                r16 + (i - seg) + v * kLanes);
+            q[v] = encode.codes(load_float(x + i + v * kLanes) * splat(p.inv), r16[v]);
           store_nibbles(codes + i / 2, kBlock, q);
         }
       for (; i < stop; i += kBlock) {  // a short block, or a group to be cleaned
@@ -104,9 +104,9 @@ int64_t quantize_simd(const QuantizeMapJob& job, int64_t begin, int64_t end) {
           const float v = load_scalar(x + i + j);
           clean[j] = is_finite(v) ? v : 0.0f;
         }
+        if constexpr (kStochastic) noise.block(i - seg, r16);
         for (int v = 0; v < kVecs; ++v) {
-          q[v] = encode.codes(load<vf32>(clean + v * kLanes) * splat(p.inv),
-                              r16 + (i - seg) + v * kLanes);
+          q[v] = encode.codes(load<vf32>(clean + v * kLanes) * splat(p.inv), r16[v]);
           q[v] &= as_i(iota()) + v * kLanes < splat_i(static_cast<int32_t>(n));
         }
         store_nibbles(codes + i / 2, n, q);
@@ -132,8 +132,9 @@ template <class Out>
 void dequantize_to(const DequantizeMapJob& job, int64_t begin, int64_t end) {
   const GroupShape& s = job.in.shape;
   const Lookup16 level(job.levels->level);
-  for (int64_t g = begin; g < end; ++g) {
-    const GroupSpan at = group_span(s, g);
+  GroupSpan at{};
+  if (begin < end) at = group_span(s, begin);
+  for (int64_t g = begin; g < end; ++g, next_group(at, s)) {
     const uint8_t* codes = job.in.codes + at.row * row_bytes(s) + code_offset(s, at.col);
     Out* out = static_cast<Out*>(job.out) + at.row * s.cols + at.col;
     const vf32 scale = splat(job.in.scale[g]);

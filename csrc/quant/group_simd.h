@@ -2,7 +2,7 @@
 // Blocks of 32 codes in vectors, and the noise of stochastic rounding. For *_simd.cc files only.
 // Group starts are multiples of 32 columns, so a block is whole bytes in either width.
 #pragma once
-#include "quant/group_format.h"
+#include "quant/group_codec_table.h"
 #include "random/philox_simd.h"
 
 namespace lowtide::quant {
@@ -196,43 +196,79 @@ LT_SIMD void tile_halves(uint64_t tile, const random::KeySchedule& key, uint32_t
 #endif
 }
 
+LT_SIMD vi32 load_noise(const uint16_t* p) {
+  return as_i(__builtin_convertvector(load<vu16>(p), vu32));
+}
+
 // random::sr16 for consecutive elements. Tiles of 128 elements are generated once: a worker walks
-// elements in order, so the tile that two groups share is kept.
+// elements in order, so the tile that two groups share is kept. Where blocks of 32 elements lie
+// within half a tile (rows of a multiple of 32 columns), noise is read from the words as they are
+// generated; elsewhere the words are first split into their halves.
 class Noise {
  public:
   static constexpr int64_t kSpan = 512;  // elements that one cover() can hold
 
   Noise(random::Key key, uint32_t param, uint32_t role) : key_(key), param_(param), role_(role) {}
 
-  const uint16_t* data() const { return halves_; }
-
-  // Generates what is missing of elements [e, e + n), 0 < n <= kSpan, and returns the first one's
-  // place: element e + i has noise [i], readable up to i < n + 32.
-  const uint16_t* cover(uint64_t e, int64_t n) {
+  // Generates what is missing of elements [e, e + n), 0 < n <= kSpan.
+  void cover(uint64_t e, int64_t n) {
+    const bool split = e % kBlock != 0;
     const uint64_t first = e / 128;
     const uint64_t last = (e + static_cast<uint64_t>(n) - 1) / 128;
     uint64_t t = first;
-    if (first >= first_ && first < first_ + held_) {
+    if (split == split_ && first >= first_ && first < first_ + held_) {
       t = first_ + held_;
       if (first != first_)
-        __builtin_memmove(halves_, halves_ + (first - first_) * 128, (t - first) * 128 * 2);
+        __builtin_memmove(words_, words_ + (first - first_) * 64, (t - first) * 64 * 4);
     }
-    for (; t <= last; ++t) tile_halves(t, key_, param_, role_, halves_ + (t - first) * 128);
+    for (; t <= last; ++t) {
+      uint32_t* words = words_ + (t - first) * 64;
+      if (split)
+        tile_halves(t, key_, param_, role_, reinterpret_cast<uint16_t*>(words));
+      else
+        random::tile_words(t, key_, param_, role_, words);
+    }
     first_ = first;
     held_ = t - first;
-    return halves_ + e % 128;
+    split_ = split;
+    at_ = static_cast<int64_t>(e % 128);
+  }
+
+  // Of the block from element e + i on, i a multiple of 32 below n; lanes past the end hold
+  // anything.
+  inline __attribute__((always_inline)) void block(int64_t i, vi32 r[kVecs]) const {
+    const int64_t at = at_ + i;
+    if (split_) {
+      const uint16_t* p = reinterpret_cast<const uint16_t*>(words_) + at;
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) r[v] = load_noise(p + v * kLanes);
+      return;
+    }
+    const uint32_t* p = words_ + at / 128 * 64 + at % 64;
+    if (at % 128 < 64) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) r[v] = as_i(load<vu32>(p + v * kLanes) & 0xffffu);
+    } else {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) r[v] = as_i(load<vu32>(p + v * kLanes) >> 16);
+    }
   }
 
  private:
   random::KeySchedule key_;
   uint32_t param_, role_;
   uint64_t first_ = 0, held_ = 0;
-  // A span that starts within a tile ends within another; 32 for lanes past the end.
-  alignas(64) uint16_t halves_[kSpan + 128 + 32] = {};
+  int64_t at_ = 0;
+  bool split_ = false;
+  // A span that starts within a tile ends within another; 16 for lanes past the end.
+  alignas(64) uint32_t words_[(kSpan + 128) / 2 + 16] = {};
 };
 
-LT_SIMD vi32 load_noise(const uint16_t* p) {
-  return as_i(__builtin_convertvector(load<vu16>(p), vu32));
+// The group after this one; cheaper than the division of group_span.
+LT_SIMD void next_group(GroupSpan& at, const GroupShape& s) {
+  at.col += s.group;
+  if (at.col >= s.cols) at.col = 0, ++at.row;
+  at.n = s.cols - at.col < s.group ? s.cols - at.col : s.group;
 }
 
 }  // namespace

@@ -72,8 +72,9 @@ int64_t add_sr_simd(const RequantJob& job, int64_t begin, int64_t end) {
   const int lo = min_code(job.scheme);
   Noise noise(job.key, job.param, job.role);
   int64_t skipped = 0;
-  for (int64_t g = begin; g < end; ++g) {
-    const GroupSpan at = group_span(s, g);
+  GroupSpan at{};
+  if (begin < end) at = group_span(s, begin);
+  for (int64_t g = begin; g < end; ++g, next_group(at, s)) {
     const int64_t first = at.row * s.cols + at.col;
     uint8_t* codes = job.w.codes + at.row * row_bytes(s) + code_offset(s, at.col);
     const float* delta = job.delta + first;
@@ -108,10 +109,10 @@ int64_t add_sr_simd(const RequantJob& job, int64_t begin, int64_t end) {
     const vf32 inv = splat((keep ? inverse_scale(scale) : p.inv) * 65536.0f);
     for (int64_t seg = 0; seg < at.n; seg += Noise::kSpan) {
       const int64_t stop = at.n - seg < Noise::kSpan ? at.n : seg + Noise::kSpan;
-      const uint16_t* r16 =
-          noise.cover(job.offset + static_cast<uint64_t>(first + seg), stop - seg);
+      noise.cover(job.offset + static_cast<uint64_t>(first + seg), stop - seg);
       for (int64_t i = seg; i < stop; i += kBlock) {
-        vi32 q[kVecs];
+        vi32 q[kVecs], r16[kVecs];
+        noise.block(i - seg, r16);
         prefetch_block(delta + i + kAhead);
         load_block<kBits>(codes + i * kBits / 8, delta + i, stop - i, zero, k, d);
         if (keep) {
@@ -120,13 +121,12 @@ int64_t add_sr_simd(const RequantJob& job, int64_t begin, int64_t end) {
             vf32 steps = (splat(r.alpha) * d[v]) * inv;
             if constexpr (kDecay)
               steps = to_float(k[v]) * splat(r.decay_minus_1 * 65536.0f) + steps;
-            const vi32 x = to_int_rne(steps) + load_noise(r16 + (i - seg) + v * kLanes);
+            const vi32 x = to_int_rne(steps) + r16[v];
             q[v] = k[v] + (x >> 16);
           }
         } else {
           for (int v = 0; v < kVecs; ++v) {
-            const vi32 x = to_int_rne(value<kDecay>(k[v], d[v], scale, r) * inv) +
-                           load_noise(r16 + (i - seg) + v * kLanes);
+            const vi32 x = to_int_rne(value<kDecay>(k[v], d[v], scale, r) * inv) + r16[v];
             q[v] = x >> 16;
           }
         }
