@@ -95,7 +95,7 @@ void codecs() {
       quant::cuda::dequantize_map({codes, scale, nullptr, levels.shape}, quant::LevelMap::nf4, x,
                                   quant::FloatType::f32, nullptr));
   float* y = filled(kN / 1024, 0.0f);
-  ran("quant::gemv_rows", kN + kN / 64 + 4 * (kN / 1024 + 1024),
+  ran("quant::gemv_rows", kN + kN / 64 + 4 * (kN / 1024) + 4 * 1024 * (kN / 1024 / 16),
       quant::cuda::gemv(y, {codes, scale, nullptr, {kN / 1024, 1024, 256, 8}},
                         quant::Coding::integer, x, nullptr));
   ran("quant::count_nonfinite", 4 * kN,
