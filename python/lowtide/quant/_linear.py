@@ -29,7 +29,14 @@ def _accumulates(leaf: Tensor) -> bool:
 def _forward(x: Tensor, weight: QuantWeight) -> Tensor:
     """x Wᵀ: one row by the faster kernel, whose sums have another order."""
     if x.shape[0] == 1:
-        return ops.gemv(weight.operand(), x[0]).reshape(1, -1)
+        m = (
+            weight.module
+        )  # checked when it was made, sizes again by the op: ops.gemv would double the price of a call
+        y: Tensor = torch.ops.lowtide.gemv(
+            m.weight.data, m.weight_scale, m.weight_zero, m.bits, m.scheme == "nf4", m.group, m.in_features,
+            x[0].detach().float().contiguous(),
+        )  # fmt: skip
+        return y.unsqueeze(0)
     return ops.matmul(x, weight.operand(), tb=True)
 
 
