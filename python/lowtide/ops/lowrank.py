@@ -28,16 +28,19 @@ def rsvd(
     """Orthonormal basis of the leading singular directions of a gradient, float32, r x d, d its long last side.
 
     Without ``prev``: randomized SVD (Halko, Martinsson and Tropp 2011), rows in the order of singular values; the
-    sketch is the Gaussian stream of role ``"u"`` at (seed, step, param). With ``prev``: one subspace iteration
-    from there, then the basis of the new subspace closest to ``prev`` (orthogonal Procrustes), so that each row
-    keeps its meaning and sign. The same bits for every instruction set and thread count.
+    sketch is drawn from the streams of role ``"u"`` at (seed, step, param), of G folded along its other side where
+    that is long. With ``prev``: subspace iterations from there, as many as the change of the gradient asks for,
+    then the basis of the new subspace closest to ``prev`` (orthogonal Procrustes), so that each row keeps its
+    meaning and sign. See :class:`lowtide.lowrank.RandomizedSVD`. The same bits for every instruction set and
+    thread count.
 
     Args:
         G: m x n, float32 or bfloat16, CPU.
         rank: rows of the basis; clamped to min(m, n), which the result's shape says.
         side: ``"right"`` (d = n, G ~ (G Qᵀ) Q) or ``"left"`` (d = m, G ~ Qᵀ (Q G)).
         prev: the basis to start from, of the result's shape, roughly orthonormal.
-        oversample: extra rows of the sketch. power_iters: products with GᵀG after the sketch.
+        oversample: extra rows of the sketch. power_iters: products with GᵀG after the sketch; one more if the last
+            one still gained much energy.
         seed, step: 63-bit integers. param: 32-bit integer.
 
     Raises:

@@ -48,7 +48,7 @@ class ExactSVD:
 class RandomizedSVD:
     """A randomized range finder (Halko et al. 2011), warm-started from the basis in use.
 
-    A warm refresh is one subspace iteration with aligned rows, so that stale moments keep their meaning.
+    A warm refresh is a subspace iteration or two with aligned rows, so that stale moments keep their meaning.
     """
 
     oversample: int = 8
