@@ -280,6 +280,16 @@ def test_a_file_that_does_not_fit_changes_nothing(file: Path, make: Callable[[],
     assert bits(model) == before
 
 
+def test_permissions_are_those_of_any_file_or_of_the_one_replaced(tmp_path: Path) -> None:
+    plain, path = tmp_path / "plain", tmp_path / "m"
+    plain.write_bytes(b"")
+    save_model(packed(), path)
+    assert path.stat().st_mode == plain.stat().st_mode
+    path.chmod(0o640)
+    save_model(packed(1), path)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
 def test_bad_arguments_and_a_disk_that_refuses(tmp_path: Path, file: Path) -> None:
     with pytest.raises(lt.LowtideTypeError, match="model must be"):
         save_model("model", tmp_path / "m")

@@ -74,7 +74,10 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     document["digest"] = _digest(document)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()  # safetensors makes files that only their owner may read
+        mode = (path if path.is_file() else temporary).stat().st_mode & 0o777
         save_file(tensors, temporary, metadata={_KEY: json.dumps(document, sort_keys=True)})
+        os.chmod(temporary, mode)
         sync_file(temporary)
         os.replace(temporary, path)
         sync_directory(path.parent)
