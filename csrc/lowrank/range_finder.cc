@@ -42,9 +42,10 @@ constexpr double kLost = 0.15;
 // 0.992 of the best energy, of 1.1 (spectra k^-0.5) to 0.985; second gains of 1.02 to 0.988. Cold,
 // where the gain is that of half an iteration: 1.05 led to 0.991, 1.07 to 0.98.
 constexpr double kSettledFirst = 1.05, kSettledLater = 1.01, kSettledCold = 1.045;
-// Buckets of a folded matrix: below twice the rank, and for small ranks below the second number,
-// folding is too coarse.
-constexpr int64_t kBucketsPerRow = 2, kLeastBuckets = 96;
+// Fewer buckets than this fold too coarsely, whatever the rank.
+constexpr int64_t kLeastBuckets = 96;
+// With a matrix folded so often an iteration on it is cheap.
+constexpr int64_t kOften = 4;
 
 enum class Range { good, zero_or_tiny, not_finite };
 
@@ -78,14 +79,15 @@ struct Matrix {
   }
 };
 
-// The matrix folded for bases of `rows` (fold.h), or nothing where that would not halve it.
+// The matrix folded to `wanted` buckets or a few more (fold.h), or nothing where that would not
+// halve it.
 struct Folded {
   Floats data;
   Operand g;
   int64_t times;
 
-  Folded(const Matrix& x, int64_t rows, const random::Stream& stream)
-      : times(x.e() / std::max(kBucketsPerRow * rows, kLeastBuckets)) {
+  Folded(const Matrix& x, int64_t wanted, const random::Stream& stream)
+      : times(x.e() / std::max(wanted, kLeastBuckets)) {
     if (times < 2) return;
     const int64_t buckets = (x.e() + times - 1) / times;
     data = fold(x.g, x.left, buckets, x.scale, stream);
@@ -113,14 +115,16 @@ std::vector<double> leading(const Floats& z, int64_t rows, int64_t cols,
 // l rows that span roughly the leading right singular subspace of x: a Gaussian sketch of the
 // folded matrix and, if that is cheap, one iteration on it. Empty if x cannot be folded.
 Floats sketch(const Matrix& x, int64_t l, const random::Stream& stream) {
-  const Folded folded(x, l, stream);
+  // An iteration makes up for coarse folding.
+  const bool iterate = x.e() >= kOften * std::max(3 * l / 2, kLeastBuckets);
+  const Folded folded(x, iterate ? 3 * l / 2 : 2 * l, stream);
   if (!folded) return {};
   const Matrix small{folded.g, x.left};
   Floats start(static_cast<size_t>(l * small.e()));
   random::sample(start.data(), l * small.e(), 0, stream, random::Dist::gaussian);
   Floats y = small.times(start, l, false);
   if (range_of(y) != Range::good) return {};
-  if (folded.times < 4) return y;
+  if (!iterate) return y;
   Floats z = small.times(y, l, true);
   if (range_of(z) != Range::good) return {};
   condition(z, l, small.e());
@@ -167,7 +171,8 @@ bool cold(Floats& q, const Matrix& x, int64_t r, const RangeFinder& how,
       for (int64_t j = 0; j < l; ++j)
         rotation[static_cast<size_t>(i * l + j)] /= std::sqrt(values[static_cast<size_t>(i)]);
   multiply_small(q, rotation.data(), r, l, y.data(), x.d());
-  if (!full || !polish(q, r, x.d())) orthonormalize(q, r, x.d());
+  if (!full || !(polish(q, r, x.d()) || (cholesky_pass(q, r, x.d()) && polish(q, r, x.d()))))
+    orthonormalize(q, r, x.d());
   return true;
 }
 
@@ -224,7 +229,7 @@ struct Sample {
 // One iteration from prev on the folded matrix, which costs a fraction of one on the whole: the new
 // basis is near enough then for one on the whole to do. False if x cannot be folded.
 bool approach(Floats& start, const Matrix& x, int64_t r, const random::Stream& stream) {
-  const Folded folded(x, r, stream);
+  const Folded folded(x, 2 * r, stream);
   if (!folded) return false;
   const Matrix small{folded.g, x.left};
   Floats z = small.times(start, r, true);
