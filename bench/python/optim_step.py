@@ -342,7 +342,7 @@ def installed(needs: str, paths: list[str]) -> str | None:
     folders = [p.split("=", 1)[1] for p in paths if p.startswith(f"{needs}=")]
     if needs == "lowtide":
         folders.append(str(ROOT / "python"))
-        if (ROOT / "python" / "lowtide").is_dir():
+        if any((ROOT / "python" / "lowtide").glob("_core*.so")):  # else the installed package runs
             return "source tree"
     for d in metadata.distributions(path=folders) if folders else []:
         if d.metadata["Name"].lower().replace("_", "-") == needs:
