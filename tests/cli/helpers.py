@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,9 @@ def state(out: Path, step: int) -> dict[str, Any]:
 def listing(path: Path) -> dict[str, bytes]:
     """All files below a directory, to show that nothing changed."""
     return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
+
+
+def said(stderr: str) -> str:
+    """What the command itself wrote. transformers imports torchao where that is installed, which complains at length."""
+    foreign = re.compile(r"Failed to load \S*torchao|W\d{4} .*torch/utils/_pytree")
+    return "".join(line for line in stderr.splitlines(keepends=True) if not foreign.match(line))

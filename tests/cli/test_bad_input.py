@@ -21,7 +21,7 @@ import torch
 from lowtide.cli import main
 from lowtide.train import methods
 
-from .helpers import command, environment, flags, listing, make_model, settings
+from .helpers import command, environment, flags, listing, make_model, said, settings
 
 Refused = Callable[..., str]
 
@@ -428,8 +428,9 @@ def failed(arguments: list[str], **kwargs: Any) -> str:
     """The one sentence of a process that must end in exit code 2."""
     done = _process(arguments, **kwargs)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    return done.stderr
+    sentence = said(done.stderr)
+    assert sentence.count("\n") == 1, done.stderr
+    return sentence
 
 
 def test_read_only_output(model: Path, data: Path, tmp_path: Path) -> None:

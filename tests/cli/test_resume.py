@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 from lowtide.cli import main
 from lowtide.train import ConfigError, FinetuneConfig, Finetuner, OutputError
 
-from .helpers import METHODS, command, environment, flags, listing, numbers, records, settings, state
+from .helpers import METHODS, command, environment, flags, listing, numbers, records, said, settings, state
 
 
 class Crash(Exception):
@@ -93,7 +93,7 @@ def test_a_process_stopped_by_a_signal_resumes_bit_for_bit(
         (tmp_path / "b" / ".summary.json.1.tmp").write_text("{")
     else:
         assert process.returncode == 130
-        assert stderr.count("\n") == 1
+        assert said(stderr).count("\n") == 1
         assert f"after step {kept[-1]} of 400" in stderr
         assert "--resume" in stderr
         assert records(tmp_path / "b")[-1]["step"] == kept[-1], "the step was finished and saved"
