@@ -26,6 +26,10 @@ LOGS = ROOT / "build" / "logs"
 TAIL = 80
 
 
+# What must not reach the stages: where modules come from, and this program's own arguments.
+_OURS = ("PYTHONPATH", "LOWTIDE_ISA", "ONLY", "VERBOSE")
+
+
 def run(stage: Stage, *, verbose: bool) -> tuple[str, str]:
     """Run one stage; returns (state, log): passed, failed, or skipped with the reason as log."""
     reason = stage.missing()
@@ -33,7 +37,7 @@ def run(stage: Stage, *, verbose: bool) -> tuple[str, str]:
         return "skipped", reason
     LOGS.mkdir(parents=True, exist_ok=True)
     path = LOGS / f"{stage.name}.log"
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "LOWTIDE_ISA")}
+    environment = {k: v for k, v in os.environ.items() if k not in _OURS}
     environment |= {"PYTHONDONTWRITEBYTECODE": "1", **stage.environment}
     with path.open("w") as log:
         process = subprocess.Popen(

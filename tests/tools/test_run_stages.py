@@ -14,6 +14,12 @@ import pytest
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
+@pytest.fixture(autouse=True)
+def no_arguments_from_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ONLY", "VERBOSE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.syspath_prepend(str(TOOLS))
