@@ -9,9 +9,19 @@ import torch
 from torch import Tensor
 
 from lowtide._arrays import check_uint
-from lowtide.errors import LowtideTypeError, LowtideValueError
+from lowtide.errors import LowtideValueError
 from lowtide.ops._common import check_mutable, mutated
-from lowtide.ops.quant import _FLOATS, _address, _check_float, _check_packed, _params, _translated
+from lowtide.ops.quant import (
+    _address,
+    _as_matrix,
+    _check_packed,
+    _check_source,
+    _check_target,
+    _empty_matrix,
+    _params,
+    _raise_nonfinite,
+    _translated,
+)
 from lowtide.quant._format import (
     LEVEL_MAPS,
     NONFINITE,
@@ -21,7 +31,6 @@ from lowtide.quant._format import (
     check_format,
     choice,
     group_count,
-    nonfinite_error,
     row_bytes,
 )
 
@@ -63,9 +72,7 @@ def quantize_map(
         x, map, group, rounding, at, bf16_scale, check=in_graph and nonfinite == "raise"
     )
     if not in_graph and nonfinite == "raise":
-        count = int(bad)
-        if count:
-            raise nonfinite_error(count, "x")
+        _raise_nonfinite(bad)
     return codes, scale
 
 
@@ -73,14 +80,7 @@ def quantize_map_checked(
     x: Tensor, map: str, group: int, rounding: str, at: Address, bf16_scale: bool, *, check: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, scale and the number of non-finite elements; arguments are checked but for ``x``."""
-    _check_float(x, "x")
-    if x.dim() == 0:
-        raise LowtideValueError("x must have at least one dimension; pass x.reshape(1)")
-    x = x.detach().contiguous()
-    cols = x.shape[-1]
-    rows = 1
-    for d in x.shape[:-1]:
-        rows *= d
+    x, rows, cols = _as_matrix(x)
     codes = x.new_empty((rows, row_bytes(cols, 4)), dtype=torch.uint8)
     scale = x.new_empty((rows, group_count(cols, group)), dtype=torch.float32)
     bad = _op.quantize_map_list_(
@@ -120,12 +120,7 @@ def quantize_map_list_(
     if not xs:  # an empty list carries no dispatch key
         return None
     for x, c, s in zip(xs, codes, scales, strict=True):
-        _check_float(x, "x")
-        _check_packed(c, s, None, x.shape[-1], 4, group)
-        if x.numel() != s.shape[0] * x.shape[-1]:
-            raise LowtideValueError(
-                f"x of shape {tuple(x.shape)} does not have the {s.shape[0]} rows of scale"
-            )
+        _check_source(x, c, s, None, 4, group)
     changed = [*codes, *scales]
     check_mutable(changed, "codes or scale")
     try:
@@ -150,9 +145,7 @@ def dequantize_map(
 ) -> Tensor:
     """level[code] * scale as a float32, bfloat16 or float16 matrix (rows, cols)."""
     _check_packed(codes, scale, None, cols, 4, group)
-    if dtype not in _FLOATS:
-        raise LowtideTypeError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
-    out = scale.new_empty((scale.shape[0], cols), dtype=dtype)
+    out = _empty_matrix(scale, cols, dtype)
     dequantize_map_list_([codes], [scale], [out], map=map, group=group)
     return out
 
@@ -167,10 +160,7 @@ def dequantize_map_list_(
     if not outs:
         return
     for out, c, s in zip(outs, codes, scales, strict=True):
-        _check_float(out, "out")
-        _check_packed(c, s, None, out.shape[-1], 4, group)
-        if out.numel() != s.shape[0] * out.shape[-1] or not out.is_contiguous():
-            raise LowtideValueError(f"out must be contiguous with the {s.shape[0]} rows of scale")
+        _check_target(out, c, s, None, 4, group)
     check_mutable(outs, "out")
     _op.dequantize_map_list_(list(codes), list(scales), list(outs), LEVEL_MAPS[map], group)
     mutated(*outs)

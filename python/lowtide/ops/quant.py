@@ -66,6 +66,49 @@ def _check_packed(
             raise LowtideValueError(f"{name} must be contiguous; pass {name}.contiguous()")
 
 
+def _as_matrix(x: Tensor) -> tuple[Tensor, int, int]:
+    """``x`` (..., cols) contiguous, its rows and its columns."""
+    _check_float(x, "x")
+    if x.dim() == 0:
+        raise LowtideValueError("x must have at least one dimension; pass x.reshape(1)")
+    return x.detach().contiguous(), math.prod(x.shape[:-1]), x.shape[-1]
+
+
+def _raise_nonfinite(bad: Tensor) -> None:
+    """Refuse ``bad`` non-finite elements of x."""
+    if count := int(bad):
+        raise nonfinite_error(count, "x")
+
+
+def _check_source(
+    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group: int
+) -> None:
+    """Refuse storage that has not the rows and columns of ``x``."""
+    _check_float(x, "x")
+    _check_packed(codes, scale, zero, x.shape[-1], bits, group)
+    if x.numel() != scale.shape[0] * x.shape[-1]:
+        raise LowtideValueError(
+            f"x of shape {tuple(x.shape)} does not have the {scale.shape[0]} rows of scale"
+        )
+
+
+def _check_target(
+    out: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group: int
+) -> None:
+    """Refuse an ``out`` that has not the rows of the packed matrix."""
+    _check_float(out, "out")
+    _check_packed(codes, scale, zero, out.shape[-1], bits, group)
+    if out.numel() != scale.shape[0] * out.shape[-1] or not out.is_contiguous():
+        raise LowtideValueError(f"out must be contiguous with the {scale.shape[0]} rows of scale")
+
+
+def _empty_matrix(scale: Tensor, cols: int, dtype: torch.dtype) -> Tensor:
+    """Storage for the decoded rows of ``scale``."""
+    if dtype not in _FLOATS:
+        raise LowtideTypeError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
+    return scale.new_empty((scale.shape[0], cols), dtype=dtype)
+
+
 def _params(params: Sequence[int] | None, n: int) -> list[int]:
     if params is None:
         return list(range(n))
@@ -121,9 +164,7 @@ def quantize_group(
         range_, check=in_graph and nonfinite == "raise",
     )  # fmt: skip
     if not in_graph and nonfinite == "raise":
-        count = int(bad)
-        if count:
-            raise nonfinite_error(count, "x")
+        _raise_nonfinite(bad)
     return codes, scale, zero
 
 
@@ -143,14 +184,7 @@ def quantize_checked(
 
     ``bf16_scale`` gives float32 scales that bfloat16 holds exactly, and codes computed with them.
     """
-    _check_float(x, "x")
-    if x.dim() == 0:
-        raise LowtideValueError("x must have at least one dimension; pass x.reshape(1)")
-    x = x.detach().contiguous()
-    cols = x.shape[-1]
-    rows = 1
-    for d in x.shape[:-1]:
-        rows *= d
+    x, rows, cols = _as_matrix(x)
     groups = group_count(cols, group)
     codes = x.new_empty((rows, row_bytes(cols, bits)), dtype=torch.uint8)
     scale = x.new_empty((rows, groups), dtype=torch.float32)
@@ -195,12 +229,7 @@ def quantize_group_list_(
     if not xs:  # an empty list carries no dispatch key
         return None
     for x, c, s, z in zip(xs, codes, scales, pairs, strict=True):
-        _check_float(x, "x")
-        _check_packed(c, s, z, x.shape[-1], bits, group)
-        if x.numel() != s.shape[0] * x.shape[-1]:
-            raise LowtideValueError(
-                f"x of shape {tuple(x.shape)} does not have the {s.shape[0]} rows of scale"
-            )
+        _check_source(x, c, s, z, bits, group)
     changed = [*codes, *scales, *(zeros or [])]
     check_mutable(changed, "codes, scale or zero")
     try:
@@ -248,14 +277,10 @@ def dequantize_group(
 ) -> Tensor:
     """(code - zero) * scale as a float32, bfloat16 or float16 matrix (rows, cols)."""
     _check_packed(codes, scale, zero, cols, bits, group)
-    shape = (scale.shape[0], cols)
     if out is None:
-        if dtype not in _FLOATS:
-            raise LowtideTypeError(
-                f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {dtype}"
-            )
-        out = scale.new_empty(shape, dtype=dtype)
+        out = _empty_matrix(scale, cols, dtype)
     else:
+        shape = (scale.shape[0], cols)
         _check_float(out, "out")
         if tuple(out.shape) != shape or not out.is_contiguous():
             raise LowtideValueError(f"out must be contiguous with shape {shape}, got {tuple(out.shape)}")
@@ -281,10 +306,7 @@ def dequantize_group_list_(
     if not outs:
         return
     for out, c, s, z in zip(outs, codes, scales, pairs, strict=True):
-        _check_float(out, "out")
-        _check_packed(c, s, z, out.shape[-1], bits, group)
-        if out.numel() != s.shape[0] * out.shape[-1] or not out.is_contiguous():
-            raise LowtideValueError(f"out must be contiguous with the {s.shape[0]} rows of scale")
+        _check_target(out, c, s, z, bits, group)
     check_mutable(outs, "out")
     _op.dequantize_group_list_(list(codes), list(scales), list(zeros or []), list(outs), bits, group)
     mutated(*outs)
