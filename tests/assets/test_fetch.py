@@ -50,8 +50,8 @@ def test_reuse_writes_nothing(toy: Any) -> None:
 def test_the_full_hash_is_taken_once_per_process(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     toy.fetch()
     hashed = []
-    original = cache.sha256_of
-    monkeypatch.setattr(cache, "sha256_of", lambda path: hashed.append(path.name) or original(path))
+    original = cache.sha256_file
+    monkeypatch.setattr(cache, "sha256_file", lambda path: hashed.append(path.name) or original(path))
     for _ in range(3):
         toy.fetch()
     assert sorted(hashed) == ["more.txt", "toy.txt"]
@@ -68,7 +68,7 @@ def forge(folder: Path) -> None:
     # A changed file with a manifest that agrees: the pinned SHA-256 still does not.
     flip_a_byte(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["toy.txt"]["sha256"] = cache.sha256_of(folder / "toy.txt")
+    manifest["files"]["toy.txt"]["sha256"] = cache.sha256_file(folder / "toy.txt")
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -190,7 +190,7 @@ def test_operating_system_errors_are_explained(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number), str(toy.root))
 
-    monkeypatch.setattr(cache, "sync", refuse)
+    monkeypatch.setattr(cache, "sync_file", refuse)
     with pytest.raises(AssetError, match=re.escape(os.strerror(number))) as error:
         toy.fetch()
     assert "LOWTIDE_CACHE" in str(error.value)

