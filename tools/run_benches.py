@@ -117,6 +117,11 @@ def _short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of results with its floats cut to five digits."""
+    return {k: _short(v) if isinstance(v, float) else v for k, v in row.items()}
+
+
 def print_row(r: dict[str, Any]) -> None:
     if "error" in r:
         print(f"    {r['name']:<44} ERROR: {r['error']}")

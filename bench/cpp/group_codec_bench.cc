@@ -14,13 +14,6 @@ using quant::Rounding;
 
 constexpr int64_t kCols = 2048;
 
-bench::Aligned<float> data(int64_t n) {
-  bench::Aligned<float> x(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i)
-    x[static_cast<size_t>(i)] = static_cast<float>(i * 2654435761u % 4001) / 2000.0f - 1.0f;
-  return x;
-}
-
 struct Matrix {
   GroupShape s;
   bench::Aligned<uint8_t> codes, zero;
@@ -49,7 +42,7 @@ double limit(const Matrix& m) {
 
 template <int bits, bool asym, bool sr>
 void quantize(benchmark::State& state) {
-  const auto x = data(state.range(0));
+  const auto x = bench::scattered(state.range(0));
   Matrix m(state.range(0), bits);
   const quant::QuantizeOptions o{.rounding = sr ? Rounding::stochastic : Rounding::nearest,
                                  .stream = {.seed = 1, .role = random::kRoleQuantSr}};
@@ -69,14 +62,14 @@ void quantize(benchmark::State& state) {
 
 template <int bits, bool asym>
 void dequantize(benchmark::State& state) {
-  auto x = data(state.range(0));
+  auto x = bench::scattered(state.range(0));
   Matrix m(state.range(0), bits);
   quant::quantize_groups(x.data(), FloatType::f32, m.out(asym), {});
   for (auto _ : state) {
     quant::dequantize_groups(m.in(asym), x.data(), FloatType::f32);
     benchmark::ClobberMemory();
   }
-  const auto original = data(4 * kCols);
+  const auto original = bench::scattered(4 * kCols);
   for (size_t i = 0; i < original.size() && i < x.size(); ++i)
     if (std::abs(x[i] - original[i]) > m.scale[i / 256]) state.SkipWithError("wrong values");
   bench::report(state, bytes_of(m), limit(m), state.range(0));

@@ -17,13 +17,6 @@ using quant::Rounding;
 
 constexpr int64_t kCols = 2048;
 
-bench::Aligned<float> data(int64_t n) {
-  bench::Aligned<float> x(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i)
-    x[static_cast<size_t>(i)] = static_cast<float>(i * 2654435761u % 4001) / 2000.0f - 1.0f;
-  return x;
-}
-
 struct Matrix {
   GroupShape s;
   bench::Aligned<uint8_t> codes;
@@ -42,7 +35,7 @@ struct Matrix {
 
 template <LevelMap map, bool sr>
 void quantize(benchmark::State& state) {
-  const auto x = data(state.range(0));
+  const auto x = bench::scattered(state.range(0));
   Matrix m(state.range(0));
   const quant::MapOptions o{.rounding = sr ? Rounding::stochastic : Rounding::nearest,
                             .stream = {.seed = 1, .role = random::kRoleQuantSr}};
@@ -61,7 +54,7 @@ void quantize(benchmark::State& state) {
 }
 
 void dequantize(benchmark::State& state) {
-  auto x = data(state.range(0));
+  auto x = bench::scattered(state.range(0));
   Matrix m(state.range(0));
   quant::quantize_map(x.data(), FloatType::f32, LevelMap::nf4, m.out(), {});
   for (auto _ : state) {
@@ -69,7 +62,7 @@ void dequantize(benchmark::State& state) {
                           FloatType::f32);
     benchmark::ClobberMemory();
   }
-  const auto original = data(4 * kCols);
+  const auto original = bench::scattered(4 * kCols);
   for (size_t i = 0; i < original.size() && i < x.size(); ++i)
     if (std::abs(x[i] - original[i]) > 0.16f * m.scale[i / 64]) state.SkipWithError("wrong values");
   bench::report(state, m.bytes(), m.limit(), state.range(0));

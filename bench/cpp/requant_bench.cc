@@ -24,18 +24,10 @@ struct Weights {
   quant::GroupMatrix out() { return {codes.data(), scale.data(), zero.data(), s}; }
 };
 
-bench::Aligned<float> data(int64_t n, float scale) {
-  bench::Aligned<float> x(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i)
-    x[static_cast<size_t>(i)] =
-        (static_cast<float>(i * 2654435761u % 4001) / 2000.0f - 1.0f) * scale;
-  return x;
-}
-
 template <int bits>
 void requant(benchmark::State& state) {
   const int64_t n = state.range(0);
-  const auto x = data(n, 1.0f), delta = data(n, 1e-4f);
+  const auto x = bench::scattered(n), delta = bench::scattered(n, 1e-4f);
   Weights w(x, n, bits);
   uint64_t step = 0;
   auto options = [](uint64_t t) {

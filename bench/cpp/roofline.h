@@ -33,6 +33,15 @@ struct AlignedAllocator {
 template <class T>
 using Aligned = std::vector<T, AlignedAllocator<T>>;
 
+// n values in [-scale, scale] in no order.
+inline Aligned<float> scattered(int64_t n, float scale = 1.0f) {
+  Aligned<float> x(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i)
+    x[static_cast<size_t>(i)] =
+        (static_cast<float>(i * 2654435761u % 4001) / 2000.0f - 1.0f) * scale;
+  return x;
+}
+
 // The peer must not be handicapped: compiled for the best ISA whatever the build's flags.
 #if defined(__x86_64__)
 __attribute__((optimize("O3"), target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))

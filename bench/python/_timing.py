@@ -4,7 +4,6 @@ processor time, which other programs disturb less."""
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -15,9 +14,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from run_benches import environment  # noqa: E402  (one description of the machine for every bench)
+from run_benches import environment, rounded, save  # noqa: E402  (one form of results for every bench)
 
-__all__ = ["environment", "race", "save"]
+__all__ = ["environment", "race", "rounded", "save"]
 
 
 def race(
@@ -58,11 +57,3 @@ def _figures(seconds: list[float], used: list[float]) -> dict[str, float]:
         "cpu": min(used),
         "runs": len(seconds),
     }
-
-
-def save(name: str, data: dict[str, Any]) -> None:
-    """Write bench/results/<name>.json."""
-    path = ROOT / "bench" / "results" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1) + "\n")
-    print(f"wrote {path.relative_to(ROOT)}", flush=True)

@@ -28,6 +28,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from _timing import environment, rounded, save
+
 ROOT = Path(__file__).resolve().parents[2]
 LR, BETAS, EPS, DECAY = 1e-3, (0.9, 0.999), 1e-8, 0.01
 RANK = 128
@@ -334,7 +336,7 @@ def race(rival: Rival, base: Worker, args: argparse.Namespace, threads: int) -> 
     }
     if rival.bytes is not None:
         row["GB_per_s"] = rival.bytes * numel / middle / 1e9
-    return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}
+    return rounded(row)
 
 
 def installed(needs: str, paths: list[str]) -> str | None:
@@ -354,9 +356,6 @@ def installed(needs: str, paths: list[str]) -> str | None:
 
 
 def run(args: argparse.Namespace) -> None:
-    sys.path.insert(0, str(ROOT / "tools"))
-    from run_benches import environment, save
-
     wanted = args.only.split(",") if args.only else [r.name for r in RIVALS]
     runs = []
     for threads in map(int, args.threads.split(",")):

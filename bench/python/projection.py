@@ -15,7 +15,7 @@ import os
 from typing import Any
 
 import torch
-from _timing import environment, race, save
+from _timing import environment, race, rounded, save
 
 from lowtide import ops, quant
 
@@ -69,7 +69,7 @@ def measure(shape: tuple[Any, ...], args: argparse.Namespace) -> dict[str, Any]:
             "vs_torch": times["torch.mm"]["median"] / t["median"],
             "vs_torch_best": times["torch.mm"]["best"] / t["best"],
         }
-        rows.append({c: float(f"{v:.5g}") if isinstance(v, float) else v for c, v in row.items()})
+        rows.append(rounded(row))
     cells = "  ".join(
         f"{r['name']} {r['us']:.0f} ±{r['mad_us']:.0f} us {r['vs_torch']:.2f} x" for r in rows[1:]
     )

@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 import torch
-from _timing import environment, race, save
+from _timing import environment, race, rounded, save
 from torch import Tensor
 
 from lowtide import lowrank
@@ -135,7 +135,7 @@ def measure(name: str, before: Tensor, g: Tensor, side: str, args: argparse.Name
             "vs_torch_best": times[EXACT]["best"] / t["best"],
             "energy": held(g, found[key], side) / best,
         }
-        rows.append({k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()})
+        rows.append(rounded(row))
         print(
             f"  {key:<28} {row['ms']:>10.2f} ms ±{row['mad_ms']:7.2f}  energy {row['energy']:.4f}"
             f"  {row['vs_torch']:>7.1f} x torch (best times: {row['vs_torch_best']:.1f} x)"
