@@ -35,6 +35,7 @@ from torch import Tensor
 from lowtide._arrays import check_uint
 from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.ops._common import check_mutable, mutated
+from lowtide.quant._format import row_bytes
 
 _op = torch.ops.lowtide
 _WEIGHT = (torch.float32, torch.bfloat16)
@@ -52,11 +53,6 @@ _SCALARS = {
 }
 _RULES = tuple(_SCALARS)
 _SECOND_MOMENT = ("adam", "adabelief")
-
-
-def code_bytes(numel: int, bits: int) -> int:
-    """Bytes that the codes of a moment of ``numel`` elements take: one each, or 16 for 32 in four bits."""
-    return numel if bits == 8 else numel // 32 * 16 + min(numel % 32, 16)
 
 
 def _check(
@@ -141,7 +137,7 @@ def _check_states(
             _check(f"{name}s", moments, sizes, _F32)
             _check(f"{name}_absmax", absmax, [], _F32)
         else:
-            _check(f"{name}_codes", moments, [code_bytes(n, bits) for n in sizes], _CODES)
+            _check(f"{name}_codes", moments, [row_bytes(n, bits) for n in sizes], _CODES)
             _check(f"{name}_absmax", absmax, [-(-n // STATE_BLOCK[bits]) for n in sizes], _F32)
 
 
@@ -171,7 +167,7 @@ def fused_step_(
 
     Args:
         ps: float32 or bfloat16 weights, contiguous. gs: gradients, float32 or bfloat16.
-        ms, vs: moments: float32 tensors, or uint8 codes (:func:`code_bytes` each) with ``m_absmax, v_absmax``, float32,
+        ms, vs: moments: float32 tensors, or uint8 codes (laid out as one row of a packed matrix) with ``m_absmax, v_absmax``, float32,
             one for each :data:`STATE_BLOCK`. Empty where a rule has no second moment. The weight sees the moments before
             they are rounded. A positive second moment is never stored as zero.
         rule: ``adam, adabelief, lion`` or ``sgd``; ``scalars`` are its numbers (module docstring).

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideImportError, LowtideTypeError, LowtideValueError
-from lowtide.ops.optim import STATE_BLOCK, code_bytes
+from lowtide.ops.optim import STATE_BLOCK
 from lowtide.optim.engine import Composed
 from lowtide.optim.stores import MIN_CODED
+from lowtide.quant._format import row_bytes
 
 _BNB_WRAPPER = "__bnb_optimizer_quant_state__"
 _MOMENTS = {
@@ -346,7 +347,7 @@ def _values(codes: Tensor, absmax: Tensor, qmap: Tensor, bits: int, numel: int) 
     if bits == 4:
         padded = torch.zeros(-(-len(codes) // 16) * 16, dtype=torch.uint8)
         padded[: len(codes)] = codes
-        assert len(codes) == code_bytes(numel, 4)
+        assert len(codes) == row_bytes(numel, 4)
         codes = _in_order(padded)[:numel]
     scale = absmax.repeat_interleave(STATE_BLOCK[bits])[:numel]
     return qmap[codes.long()] * scale

@@ -14,6 +14,7 @@ from torch import nn
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.optim.stores import StateStore
+from lowtide.quant._format import group_count, row_bytes
 
 #: Full-rank methods: moments and how they are stored; the low-rank ones have two.
 _STATES = {
@@ -147,14 +148,9 @@ def _params(source: Any) -> list[_Param]:
     raise LowtideTypeError(f"model must be a module, a config or a name, got {type(source).__name__}")
 
 
-def _ceil(a: int, b: int) -> int:
-    return -(-a // b)
-
-
 def _packed(rows: int, cols: int, bits: int, group: int) -> int:
     """Bytes of codes, fp32 scales and uint8 zero points (csrc/quant/group_format.h)."""
-    row = cols if bits == 8 else cols // 32 * 16 + min(cols % 32, 16)
-    return rows * (row + 5 * _ceil(cols, group))
+    return rows * (row_bytes(cols, bits) + 5 * group_count(cols, group))
 
 
 def memory(

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lowtide.errors import LowtideValueError
 from lowtide.ops.matmul import Packed
-from lowtide.ops.optim import STATE_BLOCK, code_bytes
+from lowtide.ops.optim import STATE_BLOCK
+from lowtide.quant._format import group_count, row_bytes
 
 #: Bits of a code and the bytes that code zero in a moment of both signs; in a positive one they are 0.
 STATE_BITS = {"fp32": 32, "int8": 8, "int4": 4}
@@ -53,7 +54,7 @@ class StateStore:
         bits = self.bits(numel)
         if bits == 32:
             return 4 * numel
-        return code_bytes(numel, bits) + 4 * -(-numel // STATE_BLOCK[bits])
+        return row_bytes(numel, bits) + 4 * group_count(numel, STATE_BLOCK[bits])
 
     def create(self, state: dict[str, Any], name: str, shape: torch.Size, signed: bool) -> None:
         """Add a zero moment to ``state``."""
@@ -63,8 +64,8 @@ class StateStore:
             state[name] = torch.zeros(shape, dtype=torch.float32)
             return
         zero = _ZERO[bits] if signed else 0
-        state[f"{name}.codes"] = torch.full((code_bytes(numel, bits),), zero, dtype=torch.uint8)
-        state[f"{name}.absmax"] = torch.zeros(-(-numel // STATE_BLOCK[bits]), dtype=torch.float32)
+        state[f"{name}.codes"] = torch.full((row_bytes(numel, bits),), zero, dtype=torch.uint8)
+        state[f"{name}.absmax"] = torch.zeros(group_count(numel, STATE_BLOCK[bits]), dtype=torch.float32)
 
     def reset(self, state: dict[str, Any], name: str, signed: bool) -> None:
         """Set a moment to zero in place."""
