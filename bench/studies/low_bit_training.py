@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does low bit cost accuracy? SmolLM2-135M on Shakespeare, fp32 AdamW against low-bit states and INT8 weights.
 
-    python bench/studies/low_bit_training.py [--steps N] [--seeds 0,1,2] [--only NAME,...] [--out DIR] [--no-save]
+    python bench/studies/low_bit_training.py [--steps N] [--seeds 0,1,2] [--only NAME,...] [--jobs N] [--out DIR] [--no-save]
 
 Every run is ``lowtide finetune`` in a process of its own: the same start, batches, trained parameters and learning
 rate, only the storage differs. Runs are kept under OUT and continued when interrupted. Writes
@@ -18,6 +18,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -109,21 +110,32 @@ def work(args: argparse.Namespace) -> None:
 
 
 def collect(args: argparse.Namespace) -> dict[str, dict[int, dict[str, Any]]]:
-    """Results by run and seed; runs what is missing, seed by seed."""
-    results: dict[str, dict[int, dict[str, Any]]] = {}
-    for seed in map(int, args.seeds.split(",")):
-        for name in args.only.split("+") if args.only else RUNS:
-            out = Path(args.out).resolve() / f"{name.lower().replace(',', '').replace(' ', '-')}-{seed}"
-            if not (out / "result.json").exists():
-                out.mkdir(parents=True, exist_ok=True)
-                print(f"{name}, seed {seed}", flush=True)
-                command = [
-                    sys.executable, __file__, "--worker", name, "--out", str(out), "--seeds", str(seed), "--steps",
-                    str(args.steps), "--batch-size", str(args.batch_size), "--seq-len", str(args.seq_len),
-                ]  # fmt: skip
-                subprocess.run(command, check=True)
-            results.setdefault(name, {})[seed] = json.loads((out / "result.json").read_text())
-    return results
+    """Results by run and seed; runs what is missing, seed by seed, ``--jobs`` processes at a time."""
+    names = args.only.split("+") if args.only else list(RUNS)
+    environ = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.jobs))}
+
+    def folder(name: str, seed: int) -> Path:
+        return Path(args.out).resolve() / f"{name.lower().replace(',', '').replace(' ', '-')}-{seed}"
+
+    def run(name: str, seed: int) -> None:
+        out = folder(name, seed)
+        if (out / "result.json").exists():
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        print(f"{name}, seed {seed}", flush=True)
+        command = [
+            sys.executable, __file__, "--worker", name, "--out", str(out), "--seeds", str(seed), "--steps",
+            str(args.steps), "--batch-size", str(args.batch_size), "--seq-len", str(args.seq_len),
+        ]  # fmt: skip
+        subprocess.run(command, check=True, env=environ)
+
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for done in [pool.submit(run, name, seed) for seed in seeds for name in names]:
+            done.result()
+    return {
+        name: {s: json.loads((folder(name, s) / "result.json").read_text()) for s in seeds} for name in names
+    }
 
 
 def table(results: dict[str, dict[int, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -203,6 +215,9 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2", help="seeds of batches and rounding (default 0,1,2)")
     parser.add_argument("--only", default="", help="names of runs, separated by +")
     parser.add_argument("--out", default="low-bit-out", help="where runs are kept (default low-bit-out)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time, which share the cores (default 1)"
+    )
     parser.add_argument("--no-save", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()

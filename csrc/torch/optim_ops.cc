@@ -39,6 +39,19 @@ WeightStore weight_store(const Tensor& p, bool stochastic) {
   return stochastic ? WeightStore::bf16_stochastic : WeightStore::bf16_nearest;
 }
 
+// Where each tensor begins in the whole one that it is a shard of; an empty list means 0.
+int64_t offset_of(const std::vector<int64_t>& offsets, size_t i) {
+  return offsets.empty() ? 0 : offsets[i];
+}
+
+void check_addresses(size_t count, const std::vector<int64_t>& params,
+                     const std::vector<int64_t>& offsets) {
+  STD_TORCH_CHECK(params.size() == count, "lowtide: params must list ", count, " ids, got ",
+                  params.size());
+  STD_TORCH_CHECK(offsets.empty() || offsets.size() == count, "lowtide: offsets must list ", count,
+                  " elements, got ", offsets.size());
+}
+
 // Two blocks of one tensor may run at the same time: the same storage twice would race.
 void no_repeats(const List& tensors, const char* name) {
   std::vector<const void*> at;
@@ -51,10 +64,9 @@ void no_repeats(const List& tensors, const char* name) {
 }
 
 void set_weights(std::vector<StepTensor>& list, const List& ps, const List& gs, bool stochastic,
-                 const std::vector<int64_t>& params) {
+                 const std::vector<int64_t>& params, const std::vector<int64_t>& offsets) {
   same_length(ps, gs, "gs");
-  STD_TORCH_CHECK(ps.size() == params.size(), "lowtide: params must list ", ps.size(), " ids, got ",
-                  params.size());
+  check_addresses(ps.size(), params, offsets);
   no_repeats(ps, "ps");
   list.resize(ps.size());
   for (size_t i = 0; i < ps.size(); ++i) {
@@ -62,6 +74,7 @@ void set_weights(std::vector<StepTensor>& list, const List& ps, const List& gs, 
     t.n = ps[i].numel();
     same_numel(gs[i], t.n, "gs");
     t.param = static_cast<uint32_t>(params[i]);
+    t.offset = offset_of(offsets, i);
     t.weight_store = weight_store(ps[i], stochastic);
     t.p = ps[i].mutable_data_ptr();
     t.g_dtype = f32_or_bf16(gs[i], "gs");
@@ -138,10 +151,10 @@ Tensor run(const List& like, const std::vector<StepTensor>& list, const optim::S
 Tensor fused_step(const List& ps, const List& gs, const List& ms, const List& vs,
                   const List& m_absmax, const List& v_absmax, int64_t rule, int64_t bits,
                   const std::vector<double>& scalars, bool stochastic, int64_t seed, int64_t step,
-                  const std::vector<int64_t>& params) {
+                  const std::vector<int64_t>& params, const std::vector<int64_t>& offsets) {
   const auto made = optim::make_rule(rule, scalars);
   std::vector<StepTensor> list;
-  set_weights(list, ps, gs, stochastic, params);
+  set_weights(list, ps, gs, stochastic, params, offsets);
   States{ms, vs, m_absmax, v_absmax, bits}.set(list, made);
   return run(ps, list, made, seed, step);
 }
@@ -158,17 +171,17 @@ Tensor fused_direction(const List& rs, const List& ms, const List& vs, const Lis
 
 void apply_update(const List& ps, const List& us, double alpha, double decay_before,
                   double decay_after, bool stochastic, int64_t seed, int64_t step,
-                  const std::vector<int64_t>& params) {
+                  const std::vector<int64_t>& params, const std::vector<int64_t>& offsets) {
   const auto rule = optim::make_update_rule(alpha, decay_before, decay_after);
   same_length(ps, us, "us");
-  STD_TORCH_CHECK(ps.size() == params.size(), "lowtide: params must list ", ps.size(), " ids, got ",
-                  params.size());
+  check_addresses(ps.size(), params, offsets);
   no_repeats(ps, "ps");
   std::vector<optim::UpdateTensor> list(ps.size());
   for (size_t i = 0; i < ps.size(); ++i) {
     same_numel(us[i], ps[i].numel(), "us");
     list[i].n = ps[i].numel();
     list[i].param = static_cast<uint32_t>(params[i]);
+    list[i].offset = offset_of(offsets, i);
     list[i].weight_store = weight_store(ps[i], stochastic);
     list[i].p = ps[i].mutable_data_ptr();
     list[i].u = const_f32(us[i], "us");
@@ -183,13 +196,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lowtide, m) {
   m.def(
       "fused_step_(Tensor(a!)[] ps, Tensor[] gs, Tensor(b!)[] ms, Tensor(c!)[] vs, Tensor(d!)[] "
       "m_absmax, Tensor(e!)[] v_absmax, int rule, int bits, float[] scalars, bool stochastic, int "
-      "seed, int step, int[] params) -> Tensor");
+      "seed, int step, int[] params, int[] offsets=[]) -> Tensor");
   m.def(
       "fused_direction_(Tensor(a!)[] rs, Tensor(b!)[] ms, Tensor(c!)[] vs, Tensor(d!)[] m_absmax, "
       "Tensor(e!)[] v_absmax, int rule, int bits, float[] scalars) -> Tensor");
   m.def(
       "apply_update_(Tensor(a!)[] ps, Tensor[] us, float alpha, float decay_before, float "
-      "decay_after, bool stochastic, int seed, int step, int[] params) -> ()");
+      "decay_after, bool stochastic, int seed, int step, int[] params, int[] offsets=[]) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lowtide, CPU, m) {

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -161,6 +162,30 @@ def test_every_isa_gives_the_same_bits(rule: str, bits: int, dtype: torch.dtype)
         lt.set_isa(before)
 
 
+@pytest.mark.parametrize("rule", SCALARS)
+@pytest.mark.parametrize("bits", [32, 8, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tensor_stepped_in_shards_equals_the_whole(rule: str, bits: int, dtype: torch.dtype) -> None:
+    """As on many ranks: each has a part of the tensor and of its states, cut at a multiple of 256."""
+    n, cuts = 40001, [0, 256, 1024, 17 * 256, 40001]
+    whole, kept = noise(n, 1).to(dtype), states(rule, bits, n)
+    p, shards = whole.clone(), [states(rule, bits, b - a) for a, b in itertools.pairwise(cuts)]
+    for step in (1, 2):
+        g = noise(n, step).to(dtype)
+        how: dict[str, Any] = {"decay_before": 0.99, "stochastic": True, "seed": 4, "step": step}
+        ops.fused_step_([whole], [g], **kept, **SCALARS[rule], **how, params=[3])
+        ops.apply_update_([whole], [g.float()], alpha=-1e-3, **how, params=[3])
+        for (a, b), shard in reversed(list(zip(itertools.pairwise(cuts), shards, strict=True))):
+            where: dict[str, Any] = {**how, "params": [3], "offsets": [a]}
+            ops.fused_step_([p[a:b]], [g[a:b]], **shard, **SCALARS[rule], **where)
+            ops.apply_update_([p[a:b]], [g[a:b].float()], alpha=-1e-3, **where)
+    assert torch.equal(p, whole)
+    for name in ("ms", "vs", "m_absmax", "v_absmax"):
+        if name in kept:
+            parts = [t for shard in shards for t in shard[name]]
+            assert torch.equal(torch.cat(parts), kept[name][0]) if parts else not kept[name]
+
+
 def op_arguments(name: str, rule: str, bits: int) -> tuple[Any, ...]:
     kept = [states(rule, bits, n) for n in (300, 5)]
     lists = [[k.get(part, [None])[0] for k in kept] for part in ("ms", "vs", "m_absmax", "v_absmax")]
@@ -170,7 +195,7 @@ def op_arguments(name: str, rule: str, bits: int) -> tuple[Any, ...]:
     kernel = [list(SCALARS).index(rule), bits, scalars]
     if name == "fused_direction_":
         return (head, *lists, *kernel)
-    return (head, [noise(300, 3), noise(5, 4)], *lists, *kernel, True, 1, 2, [3, 4])
+    return (head, [noise(300, 3), noise(5, 4)], *lists, *kernel, True, 1, 2, [3, 4], [512, 0])
 
 
 @pytest.mark.parametrize("name", ["fused_step_", "fused_direction_"])
@@ -237,6 +262,9 @@ def test_compiles_without_graph_breaks(rule: str) -> None:
         ({"m_absmax": [torch.zeros(2)]}, r"m_absmax\[0\] must have 3"),
         ({"ms": [torch.zeros(300)]}, r"m_codes\[0\] must be uint8"),
         ({"momentum": 0.9}, "takes a, beta1, beta2"),
+        ({"offsets": [128]}, "offsets must be multiples of 256"),
+        ({"offsets": [-256]}, "offsets"),
+        ({"offsets": [0, 256]}, "offsets must list 1"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_named_and_nothing_changes(change: dict[str, Any], words: str) -> None:

@@ -44,6 +44,8 @@ _CODES = (torch.uint8,)
 
 #: Elements that share an absmax, by bits of a moment.
 STATE_BLOCK = {8: 256, 4: 128}
+#: Elements that are stepped or skipped together; shards of a tensor begin at multiples of it.
+STEP_BLOCK = 256
 #: Scalars of each rule, in the order of its kernel; the position of a rule is its number.
 _SCALARS = {
     "adam": ("a", "s", "eps", "beta1", "beta2"),
@@ -100,19 +102,32 @@ def _rule_scalars(rule: str, scalars: dict[str, float]) -> list[float]:
 
 
 def _address(
-    stochastic: bool, seed: int, step: int, params: Sequence[int] | None, count: int
-) -> tuple[bool, int, int, list[int]]:
+    stochastic: bool,
+    seed: int,
+    step: int,
+    params: Sequence[int] | None,
+    offsets: Sequence[int] | None,
+    count: int,
+) -> tuple[bool, int, int, list[int], list[int]]:
     if params is None:
         if stochastic:
             raise LowtideValueError("params must list one stable id for each tensor when stochastic=True")
         params = [0] * count
     if len(params) != count:
         raise LowtideValueError(f"params must list {count} ids, got {len(params)}")
+    offsets = [] if offsets is None else [check_uint(o, "offsets", 62) for o in offsets]
+    if len(offsets) not in (0, count):
+        raise LowtideValueError(f"offsets must list {count} elements, got {len(offsets)}")
+    if any(o % STEP_BLOCK for o in offsets):
+        raise LowtideValueError(
+            f"offsets must be multiples of {STEP_BLOCK}, so that shards hold whole blocks, got {offsets}"
+        )
     return (
         bool(stochastic),
         check_uint(seed, "seed", 63),
         check_uint(step, "step", 63),
         [check_uint(p, "params", 32) for p in params],
+        offsets,
     )
 
 
@@ -161,6 +176,7 @@ def fused_step_(
     seed: int = 0,
     step: int = 0,
     params: Sequence[int] | None = None,
+    offsets: Sequence[int] | None = None,
     **scalars: float,
 ) -> Tensor:
     """One step of ``rule`` in place over a list.
@@ -175,6 +191,8 @@ def fused_step_(
             ``ms`` and 0 in ``vs``.
         stochastic: round bfloat16 weights stochastically; ``seed, step, params`` address the random bits.
         params: a stable id for each tensor, required when ``stochastic``.
+        offsets: for shards: the position of each one's first element in the whole tensor, flattened; multiples of
+            :data:`STEP_BLOCK`. A tensor stepped in shards gets the bits of one stepped whole.
 
     Returns:
         Number of skipped blocks, int64 tensor with no dimensions.
@@ -191,7 +209,7 @@ def fused_step_(
     _check("ps", ps, numels, _WEIGHT)
     _check("gs", gs, numels, _WEIGHT)
     _check_states(rule, bits, numels, ms, vs, m_absmax, v_absmax)
-    address = _address(stochastic, seed, step, params, len(ps))
+    address = _address(stochastic, seed, step, params, offsets, len(ps))
     check_mutable(ps, "ps")
     states = [list(ms), list(vs), list(m_absmax), list(v_absmax)]
     skipped: Tensor = _op.fused_step_(
@@ -282,8 +300,12 @@ def apply_update_(
     seed: int = 0,
     step: int = 0,
     params: Sequence[int] | None = None,
+    offsets: Sequence[int] | None = None,
 ) -> None:
-    """``p = (p * decay_before + alpha * u) * decay_after`` in place; p float32 or bfloat16, u float32."""
+    """``p = (p * decay_before + alpha * u) * decay_after`` in place; p float32 or bfloat16, u float32.
+
+    ``seed, step, params, offsets``: see :func:`fused_step_`.
+    """
     if not ps:
         return
     us = _gradients(us)
@@ -291,7 +313,7 @@ def apply_update_(
     _check("ps", ps, numels, _WEIGHT)
     _check("us", us, numels, _F32)
     _scalars(alpha=alpha, decay_before=decay_before, decay_after=decay_after)
-    address = _address(stochastic, seed, step, params, len(ps))
+    address = _address(stochastic, seed, step, params, offsets, len(ps))
     check_mutable(ps, "ps")
     _op.apply_update_(list(ps), us, alpha, decay_before, decay_after, *address)
     mutated(*ps)
