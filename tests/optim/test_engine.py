@@ -31,6 +31,18 @@ PRESETS: dict[str, Callable[..., Composed]] = {
     "galore": lambda m, **k: lt.optim.GaLoreAdamW(groups(m), lr=1e-2, **k),
     "galore8bit": lambda m, **k: lt.optim.GaLoreAdamW8bit(groups(m), lr=1e-2, **k),
     "qgalore": lambda m, **k: lt.optim.QGaLoreAdamW(groups(m), lr=1e-2, **k),
+    "fira": lambda m, **k: lt.optim.FiraAdamW(groups(m), lr=1e-2, **k),
+    "fira_compat": lambda m, **k: lt.optim.FiraAdamW(groups(m), lr=1e-2, compat="fira", **k),
+    "frugal": lambda m, **k: lt.optim.FRUGAL(groups(m), lr=2e-3, weight_decay=0.0, **k),
+    "frugal_random": lambda m, **k: lt.optim.FRUGAL(
+        groups(m), lr=2e-3, weight_decay=0.0, subspace="random", residual_lr_scale=0.5, **k
+    ),
+    "frugal_svd_sgd": lambda m, **k: lt.optim.FRUGAL(
+        groups(m), lr=1e-2, weight_decay=0.0, subspace="svd", residual="sgd", residual_lr_scale=10.0, **k
+    ),
+    "apollo": lambda m, **k: lt.optim.APOLLO(groups(m), lr=1e-2, **k),
+    "apollo_svd": lambda m, **k: lt.optim.APOLLO(groups(m), lr=1e-2, proj="svd", **k),
+    "apollo_mini": lambda m, **k: lt.optim.APOLLOMini(groups(m), lr=1e-2, **k),
 }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Step-for-step against torch.optim and galore-torch 1.0."""
+"""Step-for-step against torch.optim, galore-torch 1.0, fira 1.0.2 and apollo-torch 1.0.3."""
 
 from __future__ import annotations
 
@@ -38,6 +38,37 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
+def start(shape: tuple[int, int]) -> list[torch.nn.Parameter]:
+    """A matrix and a bias, the same each time."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    bias = torch.randn(30, generator=torch.Generator().manual_seed(1))
+    return [torch.nn.Parameter(matrix), torch.nn.Parameter(bias)]
+
+
+def follow(
+    a: torch.optim.Optimizer,
+    b: torch.optim.Optimizer,
+    ours: list[torch.nn.Parameter],
+    theirs: list[torch.nn.Parameter],
+    shape: tuple[int, int],
+) -> int:
+    """60 steps of both; the number of steps at which the growth limiter held the norm at its limit."""
+    limited, last = 0, None
+    for t, g in enumerate(gradients(shape, 60, 3)):
+        g = g * (1.0 + 0.5 * (t % 7 == 3))  # jumps, for the limiter
+        for ps in (ours, theirs):
+            ps[0].grad, ps[1].grad = g.clone(), g.flatten()[:30].clone()
+        b.step()
+        a.step()
+        for x, y in zip(ours, theirs, strict=True):
+            # fp32 round-off of 60 steps; a wrong sign, phase or epsilon shows at 1e-3 and above.
+            assert relative(x.detach(), y.detach()) <= 1e-5, f"step {t}"
+        norm = a.state[ours[0]].get("residual_norm")
+        limited += last is not None and norm is not None and abs(norm / last - 1.01) < 1e-5
+        last = norm
+    return limited
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("proj_type", ["std", "left", "right"])
 def test_galore_follows_galore_torch(shape: tuple[int, int], proj_type: str) -> None:
@@ -61,6 +92,75 @@ def test_galore_follows_galore_torch(shape: tuple[int, int], proj_type: str) -> 
             # fp32 round-off of 60 steps; a wrong sign, phase or epsilon shows at 1e-3 and above.
             assert relative(x.detach(), y.detach()) <= 1e-5, f"step {t}"
     assert a.state[ours[0]]["refreshes"] == 4
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("proj_type", ["std", "left", "right"])
+def test_fira_follows_fira(shape: tuple[int, int], proj_type: str, scale: float) -> None:
+    reference = peers.peer_module("fira", "fira_adamw").AdamW
+    ours, theirs = start(shape), start(shape)
+    low = {"rank": 8, "update_proj_gap": 17, "proj_type": proj_type}
+    a = lt.optim.FiraAdamW(
+        [{"params": ours[:1], **low, "scale": scale}, {"params": ours[1:]}],
+        lr=1e-2, weight_decay=0.05, compat="fira",
+    )  # fmt: skip
+    b = reference(
+        [{"params": theirs[:1], **low, "alpha": scale}, {"params": theirs[1:]}],
+        lr=1e-2, weight_decay=0.05, no_deprecation_warning=True,
+    )  # fmt: skip
+    limited = follow(a, b, ours, theirs, shape)
+    assert a.state[ours[0]]["refreshes"] == 4
+    # The difference |G|^2 - |R|^2 of sums that agree in all but 1e-3, in fp32; weights hardly see it.
+    norm = float(b.state[theirs[0]]["scaling_grad"])
+    assert a.state[ours[0]]["residual_norm"] == pytest.approx(norm, rel=1e-2)
+    assert limited > 5  # the limiter took part
+
+
+class _PeerProjection:
+    """The random projections that apollo-torch drew: ours come from another generator."""
+
+    needs_prev = False
+    needs_gradient = False
+    kind = "dense"
+
+    def __init__(self, peer: torch.optim.Optimizer, p: torch.nn.Parameter) -> None:
+        self.peer, self.p = peer, p
+
+    def find(self, grad: torch.Tensor, rank: int, *, side: str, **_: object) -> torch.Tensor:
+        matrix = self.peer.state[self.p]["projector"].ortho_matrix
+        return (matrix if side == "right" else matrix.T).contiguous()
+
+    def load(self, state: dict, store: lt.optim.BasisStore) -> object:
+        return lt.optim.bases.DenseBasis(store.load(state), state["side"])
+
+
+@pytest.mark.parametrize("mini", [False, True], ids=["apollo", "mini"])
+@pytest.mark.parametrize("proj", ["random", "svd"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_apollo_follows_apollo_torch(shape: tuple[int, int], proj: str, mini: bool) -> None:
+    reference = peers.peer_module("apollo_torch", "apollo").AdamW
+    ours, theirs = start(shape), start(shape)
+    keys = {
+        "rank": 1 if mini else 8,
+        "update_proj_gap": 17,
+        "proj_type": "std",
+        "scale": 128.0 if mini else 4.0,
+    }
+    kind = lt.optim.APOLLOMini if mini else lt.optim.APOLLO
+    a = kind(
+        [{"params": ours[:1], **keys}, {"params": ours[1:]}],
+        lr=1e-2, weight_decay=0.05, proj=proj, compat="apollo_torch",
+    )  # fmt: skip
+    named = {"proj": proj, "scale_type": "tensor" if mini else "channel"}
+    b = reference(
+        [{"params": theirs[:1], **keys, **named}, {"params": theirs[1:]}], lr=1e-2, weight_decay=0.05
+    )
+    if proj == "random":
+        a._subspace = _PeerProjection(b, theirs[0])
+    limited = follow(a, b, ours, theirs, shape)
+    assert a.state[ours[0]]["refreshes"] == 4
+    assert limited > 5
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])

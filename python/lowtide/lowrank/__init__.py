@@ -13,11 +13,13 @@ from __future__ import annotations
 from lowtide._operands import Packed
 from lowtide.lowrank._measures import energy, first_vector_cosine, side_for, similarity
 from lowtide.lowrank._projection import matmul, project, project_back
+from lowtide.lowrank._random import RandomProjection
 from lowtide.lowrank._subspaces import SVD, RandomizedSVD
 
 __all__ = [
     "SVD",
     "Packed",
+    "RandomProjection",
     "RandomizedSVD",
     "energy",
     "first_vector_cosine",

@@ -40,12 +40,28 @@ from lowtide.optim.presets import (
     QGaLoreAdamW,
     SGD8bit,
 )
+from lowtide.optim.presets_residual import APOLLO, FRUGAL, APOLLOMini, FiraAdamW
+from lowtide.optim.residuals import Drop, Residual, ScaledGradient, ScaledResidual, SignResidual
 from lowtide.optim.rules import AdaBeliefRule, AdamRule, LionRule, SGDRule
 from lowtide.optim.stores import BasisStore, StateStore
-from lowtide.optim.subspaces import Drop, EveryT, ExactSVD, LazyDoubling, RandomizedSVD, Reset, Stale
+from lowtide.optim.subspaces import (
+    EveryT,
+    ExactSVD,
+    LazyDoubling,
+    RandomGaussian,
+    RandomIndices,
+    RandomizedSVD,
+    RandomOrthonormal,
+    Reset,
+    Stale,
+    Subspace,
+)
 
 __all__ = [
+    "APOLLO",
+    "FRUGAL",
     "SGD",
+    "APOLLOMini",
     "AdaBelief",
     "AdaBelief8bit",
     "AdaBeliefRule",
@@ -58,6 +74,7 @@ __all__ = [
     "Drop",
     "EveryT",
     "ExactSVD",
+    "FiraAdamW",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
     "InBackward",
@@ -67,12 +84,20 @@ __all__ = [
     "LionRule",
     "MemoryReport",
     "QGaLoreAdamW",
+    "RandomGaussian",
+    "RandomIndices",
+    "RandomOrthonormal",
     "RandomizedSVD",
     "Reset",
+    "Residual",
     "SGD8bit",
     "SGDRule",
+    "ScaledGradient",
+    "ScaledResidual",
+    "SignResidual",
     "Stale",
     "StateStore",
+    "Subspace",
     "from_bitsandbytes",
     "from_torchao",
     "in_backward",

@@ -12,7 +12,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,19 +20,11 @@ from torch.optim import Optimizer
 
 from lowtide.errors import LowtideRuntimeError, LowtideTypeError, LowtideValueError
 from lowtide.optim import weights as weight_store
-from lowtide.optim.groups import check_low_rank_keys
+from lowtide.optim.groups import check_low_rank_keys, rank_of
+from lowtide.optim.residuals import Drop, LowRankStep, Residual
 from lowtide.optim.rules import AdamRule, Rule
 from lowtide.optim.stores import STATE_BITS, BasisStore, StateStore
-from lowtide.optim.subspaces import (
-    Drop,
-    EveryT,
-    ExactSVD,
-    LazyDoubling,
-    RandomizedSVD,
-    Reset,
-    Residual,
-    Stale,
-)
+from lowtide.optim.subspaces import EveryT, LazyDoubling, RandomizedSVD, Reset, Stale, Subspace
 
 State: TypeAlias = "dict[str, Any]"
 
@@ -60,6 +52,9 @@ class Composed(Optimizer):
         LowtideValueError, LowtideTypeError: a bad argument or group key, named.
     """
 
+    #: ``scale`` of a low-rank group that has none.
+    default_scale: ClassVar[float] = 1.0
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -68,7 +63,7 @@ class Composed(Optimizer):
         rule: Rule | None = None,
         weight_decay: float = 0.0,
         decay: str = "before",
-        subspace: ExactSVD | RandomizedSVD | None = None,
+        subspace: Subspace | None = None,
         basis: BasisStore | None = None,
         refresh: EveryT | LazyDoubling | None = None,
         transport: Stale | Reset | None = None,
@@ -86,15 +81,20 @@ class Composed(Optimizer):
             raise LowtideValueError(f"seed must be an integer in [0, 2**63), got {seed!r}")
         self._rule: Rule = rule or AdamRule()
         self._decay = decay
-        self._subspace = subspace or RandomizedSVD()
+        self._subspace: Subspace = subspace or RandomizedSVD()
         self._basis = basis or BasisStore()
         self._refresh = refresh or EveryT()
         self._transport = transport or Stale()
-        self._residual = residual or Drop()
+        self._residual: Residual = residual or Drop()
         self._store = state or StateStore()
         self._stochastic = stochastic
         self._seed = seed
         self._nonfinite = nonfinite
+        if self._refresh.needs_prev and self._subspace.kind != "dense":
+            raise LowtideValueError(
+                f"refresh {type(self._refresh).__name__} compares bases, {type(self._subspace).__name__} has none to compare; "
+                "use EveryT"
+            )
         self._skipped: list[Tensor] = []
         self._skipped_total = 0
         self._warned = False
@@ -118,7 +118,7 @@ class Composed(Optimizer):
         if "rank" in param_group:
             check_low_rank_keys(param_group)
             param_group.setdefault("update_proj_gap", 200)
-            param_group.setdefault("scale", 1.0)
+            param_group.setdefault("scale", self.default_scale)
             param_group.setdefault("proj_type", "std")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -227,7 +227,7 @@ class Composed(Optimizer):
 
             rows, cols = shape[0], shape.numel() // shape[0]
             side = side_for((rows, cols), group["proj_type"])
-            rank = min(group["rank"], rows, cols)
+            rank = rank_of(group["rank"], rows, cols)
             state["side"], state["rank"], state["gap"] = side, rank, group["update_proj_gap"]
             state["dim"] = cols if side == "right" else rows
             shape = torch.Size((rows, rank) if side == "right" else (rank, cols))
@@ -251,29 +251,40 @@ class Composed(Optimizer):
         return (factor, 1.0) if self._decay == "before" else (1.0, factor)
 
     def _step_low_rank(self, group: dict[str, Any], p: Tensor, param_id: int, grad: Tensor) -> None:
-        from lowtide import ops
 
         state = self.state[p]
         side = state["side"]
         grad = grad.reshape(grad.shape[0], -1)
         if self._refresh.due(state, state["step"]):
             self._renew_basis(group, state, grad, param_id)
-        basis = self._basis.load(state)
+        basis = self._subspace.load(state, self._basis)
         state["step"] += 1
-        r = ops.matmul(grad, basis, tb=True) if side == "right" else ops.matmul(basis, grad)
         moment_step = state["step"]
         if "moment_step" in state:
             moment_step = state["moment_step"] = state["moment_step"] + 1
-        self._direction(self._group_rule(group), [r], [state], moment_step)
-        update = ops.matmul(r, basis) if side == "right" else ops.matmul(basis, r, ta=True)
-        extra = self._residual.update(grad, r, basis, side, state)
-        if extra is not None:
-            update += extra
+        rule = self._group_rule(group)
+        r = basis.down(grad)
+        combined = self._residual.update(
+            LowRankStep(
+                grad,
+                r,
+                lambda: self._direction(rule, [r], [state], moment_step),
+                basis,
+                side,
+                state,
+                float(group["scale"]),
+                rule.scalars(moment_step)["a"],
+            )
+        )
+        if combined is None:
+            self._skipped.append(_nonfinite_blocks(grad))
+            return
+        update, factor = combined
         before, after = self._decays(group)
         weight_store.apply(
             [p],
             [update],
-            alpha=-float(group["lr"]) * float(group["scale"]),
+            alpha=-float(group["lr"]) * factor,
             before=before,
             after=after,
             stochastic=self._stochastic,
@@ -286,8 +297,8 @@ class Composed(Optimizer):
         prev = None
         if self._refresh.needs_prev or self._subspace.needs_prev:
             prev = self._basis.dense(state)
-        had_basis = "basis" in state or "basis.codes" in state
-        if not bool(grad.isfinite().all()):
+        had_basis = "refreshes" in state
+        if self._subspace.needs_gradient and not bool(grad.isfinite().all()):
             if had_basis:
                 return  # a poisoned gradient says nothing about the subspace: keep the basis in use
             raise LowtideRuntimeError(
@@ -303,10 +314,19 @@ class Composed(Optimizer):
             step=state["step"],
             param=param_id,
         )
-        self._refresh.observe(state, new, prev)
         if had_basis:
             self._transport.switch(state, self._rule, self._store)
-        self._basis.save(state, new)
+        if new is None:
+            state["basis.seed"], state["basis.step"], state["basis.param"] = (
+                self._seed,
+                state["step"],
+                param_id,
+            )
+        elif self._subspace.kind == "indices":
+            state["basis.indices"] = new
+        else:
+            self._refresh.observe(state, new, prev)
+            self._basis.save(state, new)
         state["refreshed"] = state["step"]
         state["refreshes"] = state.get("refreshes", 0) + 1
 
@@ -427,3 +447,9 @@ class Composed(Optimizer):
                 raise LowtideValueError(
                     f"saved state has {name} {got!r}, this optimizer has {value!r}; build it with the settings it was saved with"
                 )
+
+
+def _nonfinite_blocks(grad: Tensor) -> Tensor:
+    """Blocks of 256 elements that hold inf or NaN."""
+    bad = ~grad.isfinite().reshape(-1)
+    return torch.nn.functional.pad(bad, (0, -bad.numel() % 256)).reshape(-1, 256).any(1).sum()

@@ -17,9 +17,11 @@ PROJ_TYPES = ("std", "reverse_std", "left", "right")
 def check_low_rank_keys(group: dict[str, Any]) -> None:
     """Validate rank, update_proj_gap, scale and proj_type of a group."""
     rank, gap = group["rank"], group.get("update_proj_gap", 200)
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+    whole = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
+    if not whole and not (isinstance(rank, float) and 0.0 < rank < 1.0):
         raise LowtideValueError(
-            f"rank must be an integer >= 1, got {rank!r}; leave the key out for full-rank parameters"
+            f"rank must be an integer >= 1 or a fraction of the shorter side in (0, 1), got {rank!r}; leave the key out "
+            "for full-rank parameters"
         )
     if not isinstance(gap, int) or isinstance(gap, bool) or gap < 1:
         raise LowtideValueError(f"update_proj_gap must be an integer >= 1 (steps), got {gap!r}")
@@ -32,12 +34,18 @@ def check_low_rank_keys(group: dict[str, Any]) -> None:
         raise LowtideValueError(f"scale must be a finite number > 0, got {scale!r}")
 
 
+def rank_of(rank: int | float, rows: int, cols: int) -> int:
+    """The number of directions that ``rank`` (a number or a fraction) means for a matrix."""
+    short = min(rows, cols)
+    return min(rank, short) if isinstance(rank, int) else max(1, round(rank * short))
+
+
 def param_groups(
     model: nn.Module,
-    rank: int = 128,
+    rank: int | float = 128,
     *,
     update_proj_gap: int = 200,
-    scale: float = 0.25,
+    scale: float | None = None,
     proj_type: str = "std",
     target: str | Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
@@ -48,9 +56,9 @@ def param_groups(
 
     Args:
         model: any module.
-        rank: rank of the subspace; clamped per matrix to its smaller side.
+        rank: rank of the subspace; clamped per matrix to its smaller side. Or a fraction of that side, in (0, 1).
         update_proj_gap: steps between refreshes of a subspace.
-        scale: multiplies the back-projected update (GaLore's alpha).
+        scale: multiplies the back-projected update (GaLore's alpha). Default: the optimizer's own (0.25 for GaLore).
         proj_type: ``"std"`` projects the shorter side; ``"reverse_std"``, ``"left"``, ``"right"`` as in galore-torch.
         target: regular expressions searched in parameter names: only these linear weights go low rank. Default: all.
 
@@ -63,7 +71,9 @@ def param_groups(
     """
     from lowtide.quant import is_quant_weight
 
-    keys = {"rank": rank, "update_proj_gap": update_proj_gap, "scale": float(scale), "proj_type": proj_type}
+    keys: dict[str, Any] = {"rank": rank, "update_proj_gap": update_proj_gap, "proj_type": proj_type}
+    if scale is not None:
+        keys["scale"] = float(scale)
     check_low_rank_keys(keys)
     patterns = [target] if isinstance(target, str) else list(target or [""])
     embeddings = {

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from lowtide.errors import LowtideValueError
 from lowtide.optim.engine import Composed
@@ -15,7 +15,8 @@ from lowtide.optim.subspaces import EveryT, ExactSVD, LazyDoubling, RandomizedSV
 Betas = tuple[float, float]
 
 
-def _svd(kind: str, *, warm_start: bool = True) -> ExactSVD | RandomizedSVD:
+def svd_of(kind: str, *, warm_start: bool = True) -> ExactSVD | RandomizedSVD:
+    """The subspace that an argument ``svd`` names."""
     if kind not in ("randomized", "exact"):
         raise LowtideValueError(f"svd must be 'randomized' or 'exact', got {kind!r}")
     return ExactSVD() if kind == "exact" else RandomizedSVD(warm_start=warm_start)
@@ -175,6 +176,7 @@ class GaLoreAdamW(Composed):
     """
 
     _state = StateStore()
+    default_scale: ClassVar[float] = 0.25
 
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-3, betas: Betas = (0.9, 0.999), eps: float | None = None,
@@ -189,7 +191,7 @@ class GaLoreAdamW(Composed):
             rule=AdamRule(betas, default_eps if eps is None else eps, form="hf" if compat else "torch"),
             weight_decay=weight_decay,
             decay="after" if compat else "before",
-            subspace=ExactSVD() if compat else _svd(svd),
+            subspace=ExactSVD() if compat else svd_of(svd),
             refresh=EveryT(),
             transport=Stale(),
             state=self._state,
@@ -220,6 +222,8 @@ class QGaLoreAdamW(Composed):
         **common: ``seed``, ``nonfinite``, ``stochastic`` of :class:`~lowtide.optim.Composed`.
     """
 
+    default_scale: ClassVar[float] = 0.25
+
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-3, betas: Betas = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 0.0, *, proj_bits: int = 4, proj_group_size: int = 256, cos_threshold: float = 0.4,
@@ -238,7 +242,7 @@ class QGaLoreAdamW(Composed):
             decay="after" if compat else "before",
             # A warm start resembles the basis it started from, whatever the gradient says: on white noise their overlap is
             # 0.8, and every gap would double.
-            subspace=ExactSVD() if compat else _svd(svd, warm_start=False),
+            subspace=ExactSVD() if compat else svd_of(svd, warm_start=False),
             basis=BasisStore(kinds[proj_bits], proj_group_size),
             refresh=LazyDoubling(cos_threshold, gamma_proj, queue_size, compat=compat is not None),
             transport=Stale(),

@@ -2,38 +2,72 @@
 """The subspace axis: which r directions of a gradient are kept, when they are renewed, and what becomes of the
 moments when they are.
 
-A basis is always r x d with orthonormal rows, d the projected side: ``side="right"``: d = columns,
-R = G Bᵀ (m x r); ``side="left"``: d = rows, R = B G (r x n).
+A basis is always r x d, d the projected side: ``side="right"``: d = columns, R = G Bᵀ (m x r); ``side="left"``: d =
+rows, R = B G (r x n). How it is kept depends on its kind: a matrix in a :class:`~lowtide.optim.BasisStore`, indices, or a seed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideValueError
+from lowtide.optim.bases import Basis, DenseBasis, IndexBasis, SeededBasis
 from lowtide.optim.rules import Rule
-from lowtide.optim.stores import StateStore
+from lowtide.optim.stores import BasisStore, StateStore
 
 
 class Subspace(Protocol):
-    """Finds a basis for a gradient."""
+    """Finds a basis for a gradient and keeps it.
+
+    Attributes:
+        needs_prev: whether :meth:`find` looks at the (dense) basis in use.
+        needs_gradient: whether the values of the gradient matter, or only its shape.
+        kind: ``"dense"``, ``"indices"`` or ``"seed"``: what is kept.
+    """
+
+    @property
+    def needs_prev(self) -> bool: ...  # noqa: D102
+
+    needs_gradient: ClassVar[bool]
+    kind: ClassVar[str]
 
     def find(
         self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int
-    ) -> Tensor:
-        """A basis (rank x d) for ``grad``; ``prev`` is the one in use, or None."""
+    ) -> Tensor | None:
+        """A basis for ``grad``: a matrix (rank x d), indices, or None if an address says it all; ``prev`` is the one in
+        use, or None."""
+        ...
+
+    def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
+        """The basis in use."""
         ...
 
 
+class _Dense:
+    """Bases that are matrices in a :class:`BasisStore`."""
+
+    needs_gradient: ClassVar[bool] = True
+    kind: ClassVar[str] = "dense"
+
+    def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
+        """See :class:`Subspace`."""
+        matrix = store.load(state)
+        assert matrix is not None
+        return DenseBasis(matrix, state["side"])
+
+
 @dataclass(frozen=True)
-class ExactSVD:
+class ExactSVD(_Dense):
     """The top singular vectors, by LAPACK (GaLore, Zhao et al. 2024, algorithm 1)."""
 
-    needs_prev = False
+    @property
+    def needs_prev(self) -> bool:
+        """See :class:`Subspace`."""
+        return False
 
     def find(
         self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int
@@ -45,7 +79,7 @@ class ExactSVD:
 
 
 @dataclass(frozen=True)
-class RandomizedSVD:
+class RandomizedSVD(_Dense):
     """A randomized range finder (Halko et al. 2011), warm-started from the basis in use.
 
     A warm refresh is a subspace iteration or two with aligned rows, so that stale moments keep their meaning.
@@ -81,6 +115,80 @@ class RandomizedSVD:
             step=step,
             param=param,
         )
+
+
+@dataclass(frozen=True)
+class RandomGaussian:
+    """A random projection that is never stored: its address is drawn from when it is used (APOLLO, Zhu et al. 2024, section
+    4.2; Flora, Hao et al. 2024). See :class:`lowtide.lowrank.RandomProjection`."""
+
+    needs_gradient: ClassVar[bool] = False
+    kind: ClassVar[str] = "seed"
+
+    @property
+    def needs_prev(self) -> bool:
+        """See :class:`Subspace`."""
+        return False
+
+    def find(
+        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int
+    ) -> None:
+        """See :class:`Subspace`."""
+
+    def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
+        """See :class:`Subspace`."""
+        address = {name: state[f"basis.{name}"] for name in ("seed", "step", "param")}
+        return SeededBasis(state["rank"], state["dim"], state["side"], address)
+
+
+@dataclass(frozen=True)
+class RandomOrthonormal(_Dense):
+    """Random orthonormal rows, uniformly distributed (FRUGAL's "random"; GoLore): the Q factor of Gaussian rows."""
+
+    needs_gradient: ClassVar[bool] = False
+
+    @property
+    def needs_prev(self) -> bool:
+        """See :class:`Subspace`."""
+        return False
+
+    def find(
+        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int
+    ) -> Tensor:
+        """See :class:`Subspace`."""
+        from lowtide.lowrank import RandomProjection
+
+        rows = RandomProjection(rank).basis(grad, side=side, seed=seed, step=step, param=param)
+        q: Tensor = torch.linalg.qr(rows.T)[0]
+        return q.T.contiguous()
+
+
+@dataclass(frozen=True)
+class RandomIndices:
+    """Random columns (right) or rows (left): the subspace of FRUGAL's coordinate-wise variant. A gather, no products."""
+
+    needs_gradient: ClassVar[bool] = False
+    kind: ClassVar[str] = "indices"
+
+    @property
+    def needs_prev(self) -> bool:
+        """See :class:`Subspace`."""
+        return False
+
+    def find(
+        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int
+    ) -> Tensor:
+        """The ``rank`` places with the smallest of ``d`` Gaussian numbers: int32, ascending."""
+        from lowtide import random
+
+        dim = grad.shape[1 if side == "right" else 0]
+        keys = random.sample(dim, seed=seed, step=step, slot=1, param=param, like="torch")
+        chosen = torch.argsort(keys, stable=True)[:rank]
+        return chosen.sort().values.to(torch.int32)
+
+    def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
+        """See :class:`Subspace`."""
+        return IndexBasis(state["basis.indices"], state["dim"], state["side"])
 
 
 @dataclass(frozen=True)
@@ -163,24 +271,3 @@ class Reset:
         for name, signed in rule.moments:
             store.reset(state, name, signed)
         state["moment_step"] = 0
-
-
-class Residual(Protocol):
-    """What becomes of the part of the gradient outside the subspace."""
-
-    def update(
-        self, grad: Tensor, direction: Tensor, basis: Any, side: str, state: dict[str, Any]
-    ) -> Tensor | None:
-        """A full-size term to add to the update, or None."""
-        ...
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Nothing (GaLore, Q-GaLore)."""
-
-    def update(
-        self, grad: Tensor, direction: Tensor, basis: Any, side: str, state: dict[str, Any]
-    ) -> Tensor | None:
-        """See :class:`Residual`."""
-        return None

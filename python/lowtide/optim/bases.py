@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A subspace in use: how a gradient gets into it and an update out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lowtide.ops.matmul import Packed
+
+
+class Basis(Protocol):
+    """The projection of one matrix (m x n). ``side`` as in :mod:`lowtide.lowrank`."""
+
+    def down(self, grad: Tensor) -> Tensor:
+        """The gradient in the subspace, fp32: m x r (right) or r x n (left)."""
+        ...
+
+    def up(self, r: Tensor) -> Tensor:
+        """Back to full size, fp32, m x n."""
+        ...
+
+    def add_(self, x: Tensor, r: Tensor) -> None:
+        """``x += up(r)`` in place."""
+        ...
+
+
+@dataclass(frozen=True)
+class DenseBasis:
+    """Rows of a stored matrix (r x d), dense or packed."""
+
+    matrix: Tensor | Packed
+    side: str
+
+    def down(self, grad: Tensor) -> Tensor:
+        """See :class:`Basis`."""
+        from lowtide import ops
+
+        return (
+            ops.matmul(grad, self.matrix, tb=True) if self.side == "right" else ops.matmul(self.matrix, grad)
+        )
+
+    def up(self, r: Tensor) -> Tensor:
+        """See :class:`Basis`."""
+        from lowtide import ops
+
+        return ops.matmul(r, self.matrix) if self.side == "right" else ops.matmul(self.matrix, r, ta=True)
+
+    def add_(self, x: Tensor, r: Tensor) -> None:
+        """See :class:`Basis`."""
+        x += self.up(r)
+
+
+@dataclass(frozen=True)
+class SeededBasis:
+    """A random projection that is drawn when it is used."""
+
+    rank: int
+    dim: int
+    side: str
+    address: dict[str, int]  # seed, step, param
+
+    def down(self, grad: Tensor) -> Tensor:
+        """See :class:`Basis`."""
+        result: Tensor = self._projection().project(grad, side=self.side, **self.address)
+        return result
+
+    def up(self, r: Tensor) -> Tensor:
+        """See :class:`Basis`."""
+        result: Tensor = self._projection().project_back(r, side=self.side, dim=self.dim, **self.address)
+        return result
+
+    def add_(self, x: Tensor, r: Tensor) -> None:
+        """See :class:`Basis`."""
+        x += self.up(r)
+
+    def _projection(self) -> Any:
+        from lowtide.lowrank import RandomProjection
+
+        return RandomProjection(self.rank)
+
+
+@dataclass(frozen=True)
+class IndexBasis:
+    """Chosen columns (right) or rows (left): a gather and a scatter, no product."""
+
+    indices: Tensor  # int32, sorted, distinct
+    dim: int
+    side: str
+
+    def down(self, grad: Tensor) -> Tensor:
+        """See :class:`Basis`."""
+        return grad.index_select(self._axis, self.indices).float().contiguous()
+
+    def up(self, r: Tensor) -> Tensor:
+        """See :class:`Basis`."""
+        shape = (r.shape[0], self.dim) if self.side == "right" else (self.dim, r.shape[1])
+        full = torch.zeros(shape, dtype=torch.float32, device=r.device)
+        return full.index_copy_(self._axis, self.indices.long(), r)
+
+    def add_(self, x: Tensor, r: Tensor) -> None:
+        """See :class:`Basis`."""
+        x.index_add_(self._axis, self.indices, r)
+
+    @property
+    def _axis(self) -> int:
+        return 1 if self.side == "right" else 0

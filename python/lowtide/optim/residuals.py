@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The residual axis: what becomes of the part of a gradient that its subspace misses.
+
+Notation: G gradient (m x n), R = down(G), N the rule's direction in the subspace, S = G - up(R) the residual. Norms
+"per channel" are those of columns where the left side is projected and of rows where the right one is, so that each
+channel has all its r coordinates in R.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lowtide.errors import LowtideValueError
+from lowtide.optim.bases import Basis
+
+#: Guards quotients of norms, as in the codes of Fira and APOLLO.
+_TINY = 1e-8
+
+
+@dataclass(frozen=True)
+class LowRankStep:
+    """One matrix in the middle of its step.
+
+    Attributes:
+        grad: G, fp32 or bf16. r: R, fp32; holds N once :attr:`advance` was called.
+        advance: runs the rule on ``r`` in place and moves the moments; to be called once.
+        basis, side, state: of this matrix. scale: the group's ``scale``.
+        correction: by how much the rule's direction is larger than ``m / (sqrt(v) + eps)``.
+    """
+
+    grad: Tensor
+    r: Tensor
+    advance: Callable[[], None]
+    basis: Basis
+    side: str
+    state: dict[str, Any]
+    scale: float
+    correction: float
+
+
+class Residual(Protocol):
+    """Combines the direction in the subspace with what lies outside."""
+
+    def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
+        """Call ``s.advance()`` and return (U, factor): the weight moves by ``-lr * factor * U``. None if G is not finite and
+        U would be spoilt by that: then nothing was called and the matrix is left alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Nothing (GaLore, Q-GaLore): ``U = up(N)``, factor ``scale``."""
+
+    def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
+        """See :class:`Residual`."""
+        s.advance()
+        return s.basis.up(s.r), s.scale
+
+
+@dataclass(frozen=True)
+class SignResidual:
+    """signSGD or SGD outside the subspace (FRUGAL, Zmushko et al., ICML 2025, arXiv 2411.07837, algorithm 1)::
+
+        U = up(N) + lr_scale sign(S)        kind "sign"
+        U = up(N) + lr_scale S              kind "sgd"
+
+    with factor ``scale``: no state at all for the residual.
+
+    Attributes:
+        lr_scale: learning rate outside of the subspace as a multiple of the one inside, >= 0.
+        kind: ``"sign"`` or ``"sgd"``.
+    """
+
+    lr_scale: float = 1.0
+    kind: str = "sign"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("sign", "sgd"):
+            raise LowtideValueError(f"kind must be 'sign' or 'sgd', got {self.kind!r}")
+        if not 0.0 <= self.lr_scale < math.inf:
+            raise LowtideValueError(f"lr_scale must be a finite number >= 0, got {self.lr_scale!r}")
+
+    def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
+        """See :class:`Residual`."""
+        if not _finite(s.grad):
+            return None
+        out = s.grad.to(torch.float32, copy=True)
+        s.basis.add_(out, s.r.neg())
+        s.advance()
+        if self.kind == "sign":
+            out.sign_()
+        if self.lr_scale != 1.0:
+            out *= self.lr_scale
+        s.basis.add_(out, s.r)
+        return out, s.scale
+
+
+@dataclass(frozen=True)
+class ScaledResidual:
+    """The residual at the subspace's learning rate, channel by channel (Fira, Chen et al., NeurIPS 2025, arXiv 2410.01623,
+    algorithm 1)::
+
+        k_i = |N_i| / (|R_i| + 1e-8)        per channel i
+        U = up(N) + c S diag(k)             factor scale
+
+    The norm-growth limiter c keeps the norm of ``S diag(k)`` from growing by more than ``limiter`` a step. That norm comes from
+    ``|S_i|^2 = |G_i|^2 - |R_i|^2``, which needs orthonormal rows; one product with the basis is saved by ``c S diag(k) + up(N) =
+    c G diag(k) + up(N - c R diag(k))``.
+
+    Attributes:
+        limiter: the largest growth, >= 1 (the paper's gamma).
+        compat: as fira 1.0.2: the limiter sees the norm before the bias correction, S is ``G - scale up(R)``, and only
+            ``up(N)`` is multiplied by ``scale``. With scale 1 that leaves the first of the three.
+    """
+
+    limiter: float = 1.01
+    compat: bool = False
+
+    def __post_init__(self) -> None:
+        _check_limiter(self.limiter)
+
+    def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
+        """See :class:`Residual`."""
+        energy = _channel_energy(s.grad, s.side)
+        if not _finite(energy):
+            return None
+        r = s.r.clone()
+        r_energy = _channel_energy(r, s.side)
+        s.advance()
+        k = _channel_energy(s.r, s.side).sqrt() / (r_energy.sqrt() + _TINY)
+        inner = s.scale if self.compat else 1.0
+        # |G - inner up(R)|^2 by channel; round-off may leave less than nothing of a gradient that the subspace holds whole.
+        missed = (energy - inner * (2.0 - inner) * r_energy).clamp_min(0.0)
+        norm = math.sqrt(_total(k * k * missed))
+        c = _limit(s.state, norm / s.correction if self.compat else norm, self.limiter)
+        k = _along(k * c, s.side)
+        out = s.grad * k if s.grad.dtype == torch.float32 else s.grad.float().mul_(k)
+        r *= k
+        r = s.r - r
+        s.basis.add_(out, r.mul_(inner) if inner != 1.0 else r)
+        return out, (1.0 if self.compat else s.scale)
+
+
+@dataclass(frozen=True)
+class ScaledGradient:
+    """The whole gradient at the learning rates that the subspace suggests (APOLLO, Zhu et al., MLSys 2025, arXiv 2412.05270,
+    algorithm 1); the direction N is only measured::
+
+        k = |N| / (|R| + 1e-8)              per channel, or of the whole matrix (per="tensor", APOLLO-Mini)
+        U = c G diag(k)                     factor sqrt(scale)
+
+    with the norm-growth limiter c of Fira.
+
+    Attributes:
+        per: ``"channel"`` or ``"tensor"``.
+        limiter: the largest growth of the norm of U, >= 1; None for none.
+        compat: as apollo-torch 1.0.3: the limiter sees the norm before the bias correction.
+    """
+
+    per: str = "channel"
+    limiter: float | None = 1.01
+    compat: bool = False
+
+    def __post_init__(self) -> None:
+        if self.per not in ("channel", "tensor"):
+            raise LowtideValueError(f"scale_type must be 'channel' or 'tensor', got {self.per!r}")
+        if self.limiter is not None:
+            _check_limiter(self.limiter)
+
+    def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
+        """See :class:`Residual`."""
+        energy = _channel_energy(s.grad, s.side)
+        if not _finite(energy):
+            return None
+        before = _channel_energy(s.r, s.side)
+        s.advance()
+        after = _channel_energy(s.r, s.side)
+        if self.per == "tensor":
+            k = math.sqrt(_total(after)) / (math.sqrt(_total(before)) + _TINY)
+            norm = k * math.sqrt(_total(energy))
+            return s.grad.float(), math.sqrt(s.scale) * k * self._limit(s, norm)
+        ks = after.sqrt() / (before.sqrt() + _TINY)
+        norm = math.sqrt(_total(ks * ks * energy))
+        return s.grad * _along(ks, s.side), math.sqrt(s.scale) * self._limit(s, norm)
+
+    def _limit(self, s: LowRankStep, norm: float) -> float:
+        if self.limiter is None:
+            return 1.0
+        return _limit(s.state, norm / s.correction if self.compat else norm, self.limiter)
+
+
+def _check_limiter(limiter: float) -> None:
+    if not 1.0 <= limiter < math.inf:
+        raise LowtideValueError(f"limiter must be a finite number >= 1, got {limiter!r}")
+
+
+def _limit(state: dict[str, Any], norm: float, limiter: float) -> float:
+    """What to multiply by so that ``norm`` grows by ``limiter`` at most; remembers the result.
+
+    A norm of zero is no measure of growth: the limit after it would be zero for ever.
+    """
+    prev = state.get("residual_norm", 0.0)
+    c = 1.0 if prev == 0.0 else limiter / max(norm / (prev + _TINY), limiter)
+    if norm * c > 0.0:
+        state["residual_norm"] = norm * c
+    return c
+
+
+def _along(k: Tensor, side: str) -> Tensor:
+    return k[:, None] if side == "right" else k[None, :]
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(torch.linalg.vector_norm(x, math.inf).isfinite()) if x.numel() else True
+
+
+def _channel_energy(x: Tensor, side: str) -> Tensor:
+    """Sums of squares by row (right) or column (left), fp32, in one order for any number of threads."""
+    from lowtide import ops
+
+    squares = x.float().square() if x.dtype != torch.float32 else x.square()
+    if side == "right":
+        return ops.matmul(squares, torch.ones(x.shape[1], 1)).reshape(-1)
+    return ops.matmul(torch.ones(1, x.shape[0]), squares).reshape(-1)
+
+
+def _total(energy: Tensor) -> float:
+    from lowtide import ops
+
+    return float(ops.matmul(energy[None, :], torch.ones(energy.numel(), 1)))
