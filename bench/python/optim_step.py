@@ -1,52 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One optimizer step over a real model's shapes (SmolLM2-135M), against the optimizers that people use today.
+"""One optimizer step, over a real model's shapes (SmolLM2-135M) and over single tensors, against the optimizers that people
+use today.
 
-    python bench/python/optim_step.py [--threads 1,2] [--rounds N] [--layers N] [--only NAME,...] [--no-save]
-                                      [--path bitsandbytes-cpu-fork=DIR]
+    python bench/python/optim_step.py [--threads 1,2] [--sizes 2^20,...,model] [--rounds N] [--only NAME,...] [--no-save]
+                                      [--path bitsandbytes-cpu-fork=DIR] [--layers N]
 
-Each rival runs in a process of its own (two of them are both called ``bitsandbytes``) and takes turns with
-``torch.optim.AdamW(fused=True)``, so that both see the same machine; ``vs torch`` is the ratio of the medians of those
-rounds. A rival is verified before it is timed: full-rank ones by three steps against the formula in double precision,
-GaLore variants by the rank of their update. A peer that is not installed is left out, and the table says so.
+Each rival takes turns with ``torch.optim.AdamW(fused=True)``, see :mod:`_workers`; ``vs`` is the ratio to it. ``of_copy``:
+bytes that the step must read and write, over its time, as a share of the best rate of ``copy_`` of 16 bytes a parameter
+in the same run. A rival is verified before it is timed: full-rank ones by three steps against the formula in double
+precision, GaLore variants by the rank of their update. A peer that is not installed is left out, and the table says so.
 ``pip install --no-deps --target DIR bitsandbytes-cpu-fork==0.50.2.dev9`` makes a folder for ``--path``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from _timing import environment, rounded, save
+from _timing import save
+from _workers import Call, Worker, WrongResult, compare, copy_call, parser, power, ratios_of, serve, started
+from _workers import Rival as Named
 
-ROOT = Path(__file__).resolve().parents[2]
 LR, BETAS, EPS, DECAY = 1e-3, (0.9, 0.999), 1e-8, 0.01
 RANK = 128
+MODEL = "model"
 
 
-@dataclass(frozen=True)
-class Rival:
-    """One row. ``make`` gets the parameters and returns an optimizer; it runs in the worker process."""
+@dataclass(frozen=True, kw_only=True)
+class Rival(Named):
+    """``make`` gets the parameters and returns an optimizer; it runs in the worker process."""
 
-    name: str
     make: Callable[[list[Any]], Any]
     bytes: float | None = None  # read and written for each parameter, where counted
     tolerance: float | None = 2e-6  # relative error of three AdamW steps; None: a GaLore step of rank RANK
-    needs: str = "torch"
-    threads: str = "any"  # "max": only with all threads
-    env: tuple[tuple[str, str], ...] = ()
     rule: str = "adamw"  # what the formula of the check is
+    native: bool | None = None  # what the fork's AdamW4bit must say of itself
 
 
 def _adamw(module: str, name: str, **options: Any) -> Callable[[list[Any]], Any]:
@@ -85,65 +76,80 @@ def _galore(module: str, name: str, **options: Any) -> Callable[[list[Any]], Any
 
 # Moments rounded to 8 bits change the second and later steps: a code is 1.5 % off on average.
 CODED = 0.05
-BASELINE = Rival("torch AdamW fused", _adamw("torch.optim", "AdamW", fused=True), bytes=28)
+CODED4 = 0.6
+BNB, FORK, AO = "bitsandbytes", "bitsandbytes-cpu-fork", "torchao"
+# The fork's default AVX-512 library is single-threaded and lacks the 4-bit kernel; without it, it takes its full path.
+FULL = (("BNB_CPU_DISABLE_AVX512", "1"),)
+BASELINE = Rival(name="torch AdamW fused", make=_adamw("torch.optim", "AdamW", fused=True), bytes=28)
+
+
+def _eight(package: str, module: str, name: str = "AdamW8bit", **rest: Any) -> Rival:
+    options = rest.pop("options", {})
+    label = f"{rest.pop('label', package)} {name}"
+    return Rival(
+        name=label,
+        needs=package,
+        make=_adamw(module, name, **options),
+        tolerance=rest.pop("tolerance", CODED),
+        **rest,
+    )
+
+
+def _lion(package: str, module: str, **rest: Any) -> Rival:
+    make = _one_moment(module, "Lion8bit", betas=(0.9, 0.99))
+    return Rival(
+        name=f"{package} Lion8bit", needs=package, make=make, tolerance=0.2, rule="lion", sizes=MODEL, **rest
+    )
+
+
+def _low_rank(package: str, module: str, name: str) -> Rival:
+    return Rival(
+        name=f"{package} {name}", needs=package, make=_galore(module, name), tolerance=None, sizes=MODEL
+    )
+
+
+OURS = "lowtide.optim"
 RIVALS = [
-    Rival("lowtide AdamW", _adamw("lowtide.optim", "AdamW"), 28, needs="lowtide"),
-    Rival("lowtide AdamW8bit", _adamw("lowtide.optim", "AdamW8bit"), 16.06, CODED, "lowtide"),
-    Rival("lowtide AdamW4bit", _adamw("lowtide.optim", "AdamW4bit"), 14.13, 0.6, "lowtide"),
+    Rival(name="lowtide AdamW", needs="lowtide", make=_adamw(OURS, "AdamW"), bytes=28),
+    _eight("lowtide", OURS, bytes=16.06),
+    _eight("lowtide", OURS, "AdamW4bit", bytes=14.13, tolerance=CODED4),
+    _lion("lowtide", OURS, bytes=14.03),
     Rival(
-        "lowtide Lion8bit",
-        _one_moment("lowtide.optim", "Lion8bit", betas=(0.9, 0.99)),
-        14.03,
-        0.2,
-        "lowtide",
-        rule="lion",
-    ),
-    Rival(
-        "lowtide SGD8bit",
-        _one_moment("lowtide.optim", "SGD8bit", momentum=0.9),
-        14.03,
-        CODED,
-        "lowtide",
+        name="lowtide SGD8bit",
+        needs="lowtide",
+        make=_one_moment(OURS, "SGD8bit", momentum=0.9),
+        bytes=14.03,
+        tolerance=CODED,
         rule="sgd",
+        sizes=MODEL,
     ),
-    Rival("bitsandbytes AdamW8bit", _adamw("bitsandbytes.optim", "AdamW8bit"), None, CODED, "bitsandbytes"),
-    Rival(
-        "bitsandbytes-cpu-fork AdamW8bit",
-        _adamw("bitsandbytes.optim", "AdamW8bit"),
-        16.06,
-        CODED,
-        "bitsandbytes-cpu-fork",
-        # The default AVX-512 library is single-threaded and lacks kernels; this one is their full path.
-        env=(("BNB_CPU_DISABLE_AVX512", "1"),),
+    *(_low_rank("lowtide", OURS, name) for name in ("GaLoreAdamW", "GaLoreAdamW8bit", "QGaLoreAdamW")),
+    _eight(BNB, "bitsandbytes.optim"),
+    _lion(BNB, "bitsandbytes.optim"),
+    _eight(FORK, "bitsandbytes.optim", bytes=16.06, env=FULL),
+    # Both of its moments have 16 even levels without a zero.
+    _eight(FORK, "bitsandbytes.optim", "AdamW4bit", bytes=14.06, env=FULL, native=True, tolerance=CODED4),
+    _eight(FORK, "bitsandbytes.optim", bytes=16.06, label=f"{FORK} (AVX-512)"),
+    _eight(
+        FORK, "bitsandbytes.optim", "AdamW4bit", label=f"{FORK} (AVX-512)", native=False, tolerance=CODED4
     ),
-    Rival(
-        "torchao AdamW8bit",
-        _adamw("torchao.optim", "AdamW8bit", block_size=256),
-        None,
-        CODED,
-        "torchao",
-        threads="max",
-    ),
-    Rival(
-        "bitsandbytes Lion8bit",
-        _one_moment("bitsandbytes.optim", "Lion8bit", betas=(0.9, 0.99)),
-        None,
-        0.2,
-        "bitsandbytes",
-        rule="lion",
-    ),
-    Rival(
-        "torchao AdamW4bit",
-        _adamw("torchao.optim", "AdamW4bit", block_size=128),
-        None,
-        0.6,
-        "torchao",
-        threads="max",
-    ),
-    Rival("galore-torch GaLoreAdamW", _galore("galore_torch", "GaLoreAdamW"), None, None, "galore-torch"),
-    Rival("lowtide GaLoreAdamW", _galore("lowtide.optim", "GaLoreAdamW"), None, None, "lowtide"),
-    Rival("lowtide GaLoreAdamW8bit", _galore("lowtide.optim", "GaLoreAdamW8bit"), None, None, "lowtide"),
-    Rival("lowtide QGaLoreAdamW", _galore("lowtide.optim", "QGaLoreAdamW"), None, None, "lowtide"),
+    _eight(AO, "torchao.optim", threads="max", options={"block_size": 256}),
+    _eight(AO, "torchao.optim", "AdamW4bit", threads="max", options={"block_size": 128}, tolerance=CODED4),
+    _low_rank("galore-torch", "galore_torch", "GaLoreAdamW"),
+]
+#: ours, theirs ("" is the baseline), target in words of docs/performance.md
+RATIOS = [
+    ("lowtide AdamW8bit", "", 1.5),
+    ("lowtide AdamW8bit", "bitsandbytes AdamW8bit", 15),
+    ("lowtide AdamW8bit", "bitsandbytes-cpu-fork AdamW8bit", 7),
+    ("lowtide AdamW8bit", "bitsandbytes-cpu-fork (AVX-512) AdamW8bit", None),
+    ("lowtide AdamW8bit", "torchao AdamW8bit", 50),
+    ("lowtide AdamW4bit", "", 1.7),
+    ("lowtide AdamW4bit", "bitsandbytes-cpu-fork AdamW4bit", 14),
+    ("lowtide AdamW4bit", "bitsandbytes-cpu-fork (AVX-512) AdamW4bit", 14),
+    ("lowtide AdamW4bit", "torchao AdamW4bit", 80),
+    ("lowtide Lion8bit", "bitsandbytes Lion8bit", None),
+    ("lowtide GaLoreAdamW", "galore-torch GaLoreAdamW", 1.5),
 ]
 
 
@@ -154,16 +160,18 @@ def shapes(layers: int) -> list[tuple[int, ...]]:
     return [(49152, 576), *layer * layers, (576,)]
 
 
-# ---- the worker: one rival, told what to do line by line -------------------------------------------
-
-
 def _tensors(sizes: list[tuple[int, ...]], seed: int) -> list[Any]:
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
-    params = [torch.nn.Parameter(torch.randn(s, generator=generator) * 0.02) for s in sizes]
+    tile = torch.randn(1 << 20, generator=torch.Generator().manual_seed(seed))
+
+    def noise(shape: tuple[int, ...], scale: float) -> Any:
+        n = math.prod(shape)
+        return (tile.repeat(-(-n // tile.numel()))[:n] * scale).reshape(shape)
+
+    params = [torch.nn.Parameter(noise(s, 0.02)) for s in sizes]
     for p in params:
-        p.grad = torch.randn(p.shape, generator=generator) * 1e-3
+        p.grad = noise(tuple(p.shape), 1e-3).flip(0)
     return params
 
 
@@ -217,24 +225,39 @@ def _verify_galore(rival: Rival) -> float:
     return float(values[RANK:].norm() / values.norm())
 
 
-def work(rival: Rival, layers: int, threads: int) -> None:
-    answers = os.fdopen(os.dup(1), "w")  # peers print to stdout as they please
-    os.dup2(2, 1)
+# ---- the worker ----------------------------------------------------------------------------------------
+
+
+def _sizes(size: str, layers: int) -> list[tuple[int, ...]]:
+    return shapes(layers) if size == MODEL else [(power(size) // 1024, 1024)]
+
+
+def count(size: str, layers: int) -> int:
+    return sum(math.prod(s) for s in _sizes(size, layers))
+
+
+def prepare(name: str, size: str, layers: int) -> tuple[Call, dict[str, Any]]:
     import torch
 
-    torch.set_num_threads(threads)
+    if name == "copy":
+        return copy_call(16 * count(size, layers)), {}
+    rival = next(r for r in [BASELINE, *RIVALS] if r.name == name)
     if rival.needs == "lowtide":
         import lowtide
 
-        lowtide.set_num_threads(threads)
-    error = _verify_formula(rival) if rival.tolerance is not None else _verify_galore(rival)
-    params = _tensors(shapes(layers), 0)
+        lowtide.set_num_threads(torch.get_num_threads())
+    if rival.native is not None:
+        from bitsandbytes.optim.adamw4bit import native_available
+
+        if native_available() != rival.native:
+            raise WrongResult(f"native_available() is {native_available()}")
+    limit = rival.tolerance if rival.tolerance is not None else 1e-5
+    error = _verify_galore(rival) if rival.tolerance is None else _verify_formula(rival)
+    if not error <= limit:
+        raise WrongResult(f"error {error:.2e}, at most {limit:.0e}")
+    params = _tensors(_sizes(size, layers), 0)
     optimizer = rival.make(params)
-    took = []
-    for _ in range(2):
-        began = time.perf_counter()
-        optimizer.step()
-        took.append(time.perf_counter() - began)
+    optimizer.step()
     state = sum(
         sum(part.nbytes for part in (t.codes, t.scale))
         if hasattr(t, "codes")
@@ -243,164 +266,59 @@ def work(rival: Rival, layers: int, threads: int) -> None:
         for t in s.values()
         if isinstance(t, torch.Tensor) and t.numel() > 1
     )
-    ready = {"error": error, "first_step": took[0], "numel": sum(p.numel() for p in params), "state": state}
-    print(json.dumps(ready), file=answers, flush=True)
-    for _ in sys.stdin:
-        began = time.perf_counter()
-        optimizer.step()
-        print(json.dumps(time.perf_counter() - began), file=answers, flush=True)
+    return optimizer.step, {"error": error, "state": state, "numel": sum(p.numel() for p in params)}
 
 
-# ---- the race --------------------------------------------------------------------------------------
-
-
-class Worker:
-    def __init__(self, rival: Rival, args: argparse.Namespace, threads: int) -> None:
-        paths = dict(item.split("=", 1) for item in args.path)
-        source = ROOT / "python"  # where `make inplace` builds; otherwise the installed package
-        built = str(source) if any(source.glob("lowtide/_core.*.so")) else ""
-        search = [paths.get(rival.needs, ""), built, os.environ.get("PYTHONPATH", "")]
-        command = [sys.executable, __file__, "--worker", rival.name, "--layers", str(args.layers)]
-        self.log = tempfile.TemporaryFile("w+")  # not a pipe: nobody reads it while the worker runs  # noqa: SIM115  (closed with the worker)
-        self.process = subprocess.Popen(
-            [*command, "--threads", str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if args.verbose else self.log,
-            text=True,
-            env={
-                **os.environ,
-                **dict(rival.env),
-                "OMP_NUM_THREADS": str(threads),
-                "PYTHONPATH": os.pathsep.join(p for p in search if p),
-            },
-        )
-        line = self._read()
-        if not line:
-            self.stop()
-            self.log.seek(0)
-            last = [x for x in self.log.read().splitlines() if x.strip()]
-            raise RuntimeError(last[-1] if last else "the worker ended without a word")
-        self.ready: dict[str, Any] = json.loads(line)
-
-    def _read(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
-
-    def step(self) -> float:
-        assert self.process.stdin is not None
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
-        return float(json.loads(self._read()))
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.communicate()  # closes its stdin, which ends it
-
-
-def mad(values: list[float]) -> float:
-    middle = statistics.median(values)
-    return statistics.median(abs(v - middle) for v in values)
-
-
-def race(rival: Rival, base: Worker, args: argparse.Namespace, threads: int) -> dict[str, Any]:
-    worker = Worker(rival, args, threads)
-    try:
-        limit = rival.tolerance if rival.tolerance is not None else 1e-5
-        if not worker.ready["error"] <= limit:
-            raise RuntimeError(f"wrong result: error {worker.ready['error']:.2e}, at most {limit:.0e}")
-        ours: list[float] = []
-        theirs: list[float] = []
-        began = time.perf_counter()
-        for turn in range(args.rounds):
-            theirs.append(base.step())
-            ours.append(worker.step())
-            if turn >= 2 and time.perf_counter() - began > args.budget:
-                break
-    finally:
-        worker.stop()
-    numel = worker.ready["numel"]
-    middle = statistics.median(ours)
-    row = {
-        "name": rival.name,
-        "ms": middle * 1e3,
-        "mad_ms": mad(ours) * 1e3,
-        "best_ms": min(ours) * 1e3,
-        "rounds": len(ours),
-        "ns_per_parameter": middle / numel * 1e9,
-        "torch_ms": statistics.median(theirs) * 1e3,
-        "vs_torch": statistics.median(theirs) / middle,
-        "state_bytes_per_parameter": worker.ready["state"] / numel,
-        "first_step_s": worker.ready["first_step"],
-        "error": worker.ready["error"],
-    }
-    if rival.bytes is not None:
-        row["GB_per_s"] = rival.bytes * numel / middle / 1e9
-    return rounded(row)
-
-
-def installed(needs: str, paths: list[str]) -> str | None:
-    """The version of a rival's package, or None."""
-    folders = [p.split("=", 1)[1] for p in paths if p.startswith(f"{needs}=")]
-    if needs == "lowtide":
-        folders.append(str(ROOT / "python"))
-        if any((ROOT / "python" / "lowtide").glob("_core*.so")):  # else the installed package runs
-            return "source tree"
-    for d in metadata.distributions(path=folders) if folders else []:
-        if d.metadata["Name"].lower().replace("_", "-") == needs:
-            return d.version
-    try:
-        return metadata.version(needs)
-    except metadata.PackageNotFoundError:
-        return None
+# ---- the race ------------------------------------------------------------------------------------------
 
 
 def run(args: argparse.Namespace) -> None:
-    wanted = args.only.split(",") if args.only else [r.name for r in RIVALS]
+    sizes = args.sizes.split(",")
+    args.count = lambda size: count(size, args.layers)
     runs = []
     for threads in map(int, args.threads.split(",")):
-        started = {**environment(), "torch": metadata.version("torch"), "python": sys.version.split()[0]}
-        rows: list[dict[str, Any]] = []
-        left_out: dict[str, str] = {}
-        print(f"{threads} thread{'s' * (threads > 1)}, {args.layers} layers", flush=True)
-        base = Worker(BASELINE, args, threads)
-        try:
-            for rival in (r for r in RIVALS if r.name in wanted):
-                version = installed(rival.needs, args.path)
-                if version is None:
-                    left_out[rival.name] = f"{rival.needs} is not installed"
-                elif rival.threads == "max" and threads != max(map(int, args.threads.split(","))):
-                    left_out[rival.name] = "measured with all threads only"
-                else:
-                    try:
-                        rows.append({**race(rival, base, args, threads), "version": version})
-                        show(rows[-1])
-                        continue
-                    except RuntimeError as error:
-                        left_out[rival.name] = str(error)
-                print(f"  {rival.name:<34} left out: {left_out[rival.name]}", flush=True)
-        finally:
-            base.stop()
-        times = {r["name"]: r["ms"] / r["torch_ms"] for r in rows}
-        ratios = {
-            f"{a} over {b}": float(f"{times[b] / times[a]:.3g}")
-            for a, b in (
-                ("lowtide AdamW8bit", "bitsandbytes AdamW8bit"),
-                ("lowtide AdamW8bit", "bitsandbytes-cpu-fork AdamW8bit"),
-                ("lowtide AdamW8bit", "torchao AdamW8bit"),
-                ("lowtide AdamW4bit", "torchao AdamW4bit"),
-                ("lowtide Lion8bit", "bitsandbytes Lion8bit"),
-                ("lowtide GaLoreAdamW", "galore-torch GaLoreAdamW"),
-            )
-            if a in times and b in times
-        }
-        for name, ratio in ratios.items():
-            print(f"  {name}: {ratio:.3g} x")
+        start = started()
+        rates: dict[str, float] = {}
+
+        def row_of(
+            rival: Rival,
+            size: str,
+            facts: dict[str, Any],
+            row: dict[str, Any],
+            base: Worker,
+            rates: dict[str, float] = rates,
+        ) -> dict[str, Any]:
+            n = facts["numel"]
+            if size not in rates:
+                base.prepare("copy", size, "copy")
+                rates[size] = 16 * n / min(t for _ in range(5) for t in base.turn(args.turn, "copy"))
+            row |= {
+                "ns_per_parameter": row["ms"] / n * 1e6,
+                "state_bytes_per_parameter": facts["state"] / n,
+                "error": facts["error"],
+            }
+            if rival.bytes is not None:
+                row |= {"GB_per_s": rival.bytes * n / row["ms"] / 1e6}
+                row["of_copy"] = row["GB_per_s"] * 1e9 / rates[size]
+            return row
+
+        print(f"{threads} thread{'s' * (threads > 1)}, model: {args.layers} layers", flush=True)
+        rows, left_out = compare(
+            RIVALS,
+            sizes,
+            args,
+            threads,
+            base_of=lambda rival, size, facts: (BASELINE.name, size),
+            row_of=row_of,
+            show=show,
+        )
+        ratios = ratios_of(rows, RATIOS)
         runs.append(
             {
                 "threads": threads,
-                "environment": started,
+                "environment": start,
                 "layers": args.layers,
+                "copy_GB_per_s": {k: v / 1e9 for k, v in rates.items()},
                 "rows": rows,
                 "ratios": ratios,
                 "left_out": left_out,
@@ -411,33 +329,22 @@ def run(args: argparse.Namespace) -> None:
 
 
 def show(row: dict[str, Any]) -> None:
-    rate = f"{row['GB_per_s']:6.1f} GB/s" if "GB_per_s" in row else " " * 11
+    rate = f"{row['of_copy']:5.2f} of copy" if "of_copy" in row else " " * 13
     print(
-        f"  {row['name']:<34} {row['ms']:9.1f} ms ±{row['mad_ms']:6.1f}  {rate}  {row['vs_torch']:7.3f} x torch"
-        f"  states {row['state_bytes_per_parameter']:5.2f} B  first step {row['first_step_s']:7.1f} s",
+        f"  {row['size']:<6} {row['name']:<42} {row['ms']:9.2f} ms ±{row['mad_ms']:6.2f}  {rate}  "
+        f"{row['vs']:7.3f} ±{row['vs_mad']:.3f} x torch  states {row['state_bytes_per_parameter']:5.2f} B",
         flush=True,
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--threads", default=",".join(str(n) for n in sorted({1, cores})))
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each rival (default 15)")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds of one race, 3 turns at least")
-    parser.add_argument("--layers", type=int, default=30, help="layers of the model (default 30, all)")
-    parser.add_argument("--only", default="", help="names of rivals, separated by commas")
-    parser.add_argument(
-        "--path", action="append", default=[], metavar="PACKAGE=DIR", help="where a peer lies"
-    )
-    parser.add_argument("--no-save", action="store_true")
-    parser.add_argument("--verbose", action="store_true", help="show what the workers print")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    p = parser(__doc__, "2^20,2^22,2^24,2^26,model")
+    p.add_argument("--layers", type=int, default=12, help="layers of the model (default 12; all: 30)")
+    args = p.parse_args()
     if args.worker:
-        rival = next(r for r in [BASELINE, *RIVALS] if r.name == args.worker)
-        work(rival, args.layers, int(args.threads))
+        serve(lambda name, size: prepare(name, size, args.layers), int(args.threads))
     else:
+        args.pass_on = ["--layers", str(args.layers)]
         run(args)
 
 

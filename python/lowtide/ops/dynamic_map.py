@@ -19,14 +19,19 @@ def quantize_dynamic(x: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
     ``x`` is float32, any shape. The unsigned map takes negative values as zero. Non-finite elements are
     refused; inside ``torch.compile``, where the answer cannot be looked at, they are coded as zero.
     """
-    if x.dtype != torch.float32:
-        raise LowtideTypeError(f"x must be float32, got {x.dtype}; convert it with x.float()")
-    codes, absmax, nonfinite = _op.quantize_dynamic(x.contiguous(), signed)
+    codes, absmax, nonfinite = quantize_dynamic_checked(x, signed=signed)
     if not torch.compiler.is_compiling() and int(nonfinite) != 0:
         raise LowtideValueError(
             f"x has {int(nonfinite)} non-finite elements, which no code stands for; replace them with torch.nan_to_num(x)"
         )
     return codes, absmax
+
+
+def quantize_dynamic_checked(x: Tensor, *, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, absmax and the number of non-finite elements (int64, no dimensions), which are coded as zero."""
+    if x.dtype != torch.float32:
+        raise LowtideTypeError(f"x must be float32, got {x.dtype}; convert it with x.float()")
+    return _op.quantize_dynamic(x.contiguous(), signed)
 
 
 def dequantize_dynamic(codes: Tensor, absmax: Tensor, *, signed: bool, out: Tensor | None = None) -> Tensor:

@@ -17,24 +17,20 @@ def quantize(x: Any, nonfinite: str, *, signed: bool) -> tuple[Any, Any, int]:
 
     x: float32, contiguous.
     """
+    codes: Any
+    absmax: Any
     if is_torch(x):
-        from lowtide import ops
+        from lowtide.ops.dynamic_map import quantize_dynamic_checked
 
-        x = x.detach()
-        bad = int((~x.isfinite()).sum())
-        if not bad:
-            return *ops.quantize_dynamic(x, signed=signed), 0
+        codes, absmax, count = quantize_dynamic_checked(x.detach(), signed=signed)
+        bad = int(count)
     else:
         codes = np.empty(x.size, np.uint8)
         absmax = np.empty(group_count(x.size, 256), np.float32)
         bad = _core.quantize_dynamic(codes, absmax, x.reshape(-1), signed)
-        if not bad or nonfinite == "skip":
-            return codes, absmax, bad
-    if nonfinite == "raise":
+    if bad and nonfinite == "raise":
         raise nonfinite_error(bad, "x")
-    from lowtide import ops
-
-    return *ops.quantize_dynamic(x.nan_to_num(0.0, 0.0, 0.0), signed=signed), bad
+    return codes, absmax, bad
 
 
 def dequantize(codes: Any, absmax: Any, *, signed: bool) -> Any:
