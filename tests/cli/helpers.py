@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 VOCAB = 300
-METHODS = ("adamw", "adamw8bit", "adamw4bit", "lion8bit", "galore", "galore8bit", "qgalore")
+METHODS = (
+    "adamw", "adamw8bit", "adamw4bit", "lion8bit", "galore", "galore8bit", "qgalore", "fira", "frugal", "apollo",
+    "apollo-mini",
+)  # fmt: skip
 
 
 def make_model(

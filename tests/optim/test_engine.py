@@ -259,21 +259,26 @@ LOW_RANK = {
     "galore": lt.optim.GaLoreAdamW,
     "galore8bit": lt.optim.GaLoreAdamW8bit,
     "qgalore": lt.optim.QGaLoreAdamW,
+    "fira": lt.optim.FiraAdamW,
+    "frugal": lt.optim.FRUGAL,
+    "apollo": lt.optim.APOLLO,
+    "apollo-mini": lt.optim.APOLLOMini,
 }
 
 
 @pytest.mark.parametrize("method", [*FULL_RANK, *LOW_RANK])
-def test_memory_predicts_what_is_allocated(method: str) -> None:
+@pytest.mark.parametrize("rank", [16, 0.25])
+def test_memory_predicts_what_is_allocated(method: str, rank: float) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(300, 96), nn.Linear(96, 576), nn.LayerNorm(576), nn.Linear(576, 65))
     if method == "qgalore":
         lt.quant.quantize_model_(model, weights="int8", group=256)
-    report = lt.optim.memory(model, method, rank=16)
+    report = lt.optim.memory(model, method, rank=rank)
 
     def make() -> Composed:
         if method in FULL_RANK:
             return FULL_RANK[method](model.parameters())
-        return LOW_RANK[method](lt.optim.param_groups(model, rank=16))
+        return LOW_RANK[method](lt.optim.param_groups(model, rank=rank))
 
     opt = make()
     model(torch.arange(300)).sum().backward()

@@ -67,7 +67,7 @@ def add_parser(commands: Any) -> None:
     option("lr", "peak learning rate (default: the method's, above)", type=float, metavar="X")
     option("rank", "rank of low-rank methods", type=int, metavar="R")
     option("update_proj_gap", "steps between refreshes of the subspace", type=int, metavar="T")
-    option("scale", "factor on low-rank updates", type=float, metavar="X")
+    option("scale", "factor on low-rank updates (default: the method's)", type=float, metavar="X")
     option(
         "betas",
         "decay rates of the moments (default: the method's)",

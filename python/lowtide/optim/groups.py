@@ -14,15 +14,20 @@ from lowtide.errors import LowtideValueError
 PROJ_TYPES = ("std", "reverse_std", "left", "right")
 
 
-def check_low_rank_keys(group: dict[str, Any]) -> None:
-    """Validate rank, update_proj_gap, scale and proj_type of a group."""
-    rank, gap = group["rank"], group.get("update_proj_gap", 200)
+def check_rank(rank: Any) -> None:
+    """Refuse what is neither a number of directions nor a fraction of the shorter side."""
     whole = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
     if not whole and not (isinstance(rank, float) and 0.0 < rank < 1.0):
         raise LowtideValueError(
             f"rank must be an integer >= 1 or a fraction of the shorter side in (0, 1), got {rank!r}; leave the key out "
             "for full-rank parameters"
         )
+
+
+def check_low_rank_keys(group: dict[str, Any]) -> None:
+    """Validate rank, update_proj_gap, scale and proj_type of a group."""
+    check_rank(group["rank"])
+    gap = group.get("update_proj_gap", 200)
     if not isinstance(gap, int) or isinstance(gap, bool) or gap < 1:
         raise LowtideValueError(f"update_proj_gap must be an integer >= 1 (steps), got {gap!r}")
     if group.get("proj_type", "std") not in PROJ_TYPES:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
+from lowtide.optim.groups import check_rank, rank_of
 from lowtide.optim.stores import StateStore
 from lowtide.quant._format import group_count, row_bytes
 
@@ -21,7 +22,18 @@ _STATES = {
     "adamw": (2, "fp32"), "adamw8bit": (2, "int8"), "adamw4bit": (2, "int4"),
     "adabelief": (2, "fp32"), "adabelief8bit": (2, "int8"),
     "lion": (1, "fp32"), "lion8bit": (1, "int8"), "sgd": (1, "fp32"), "sgd8bit": (1, "int8"),
-    "galore": (2, "fp32"), "galore8bit": (2, "int8"), "qgalore": (2, "int8"),
+    "galore": (2, "fp32"), "galore8bit": (2, "int8"), "qgalore": (2, "int8"), "fira": (2, "fp32"),
+    "frugal": (2, "fp32"), "apollo": (2, "fp32"), "apollo-mini": (2, "fp32"),
+}  # fmt: skip
+#: Low-rank methods and what they keep of a subspace.
+_BASES = {
+    "galore": "dense", "galore8bit": "dense", "qgalore": "int4", "fira": "dense", "frugal": "indices",
+    "apollo": "seed", "apollo-mini": "seed",
+}  # fmt: skip
+#: What else the papers' figures seem to project, beside the linear weights of the layers (docs/training.md).
+_PAPER_PROJECTS = {
+    "galore": ("head",), "galore8bit": ("head",), "qgalore": ("head",),
+    "apollo": ("head", "embedding"), "apollo-mini": ("head", "embedding"),
 }  # fmt: skip
 METHODS = tuple(_STATES)
 GROUP = 256  # columns a scale of INT4/INT8 weights and bases serves
@@ -69,7 +81,7 @@ class MemoryReport:
 class _Param:
     shape: tuple[int, ...]
     low_rank: bool
-    head: bool = False  # the output head, where it is not tied
+    role: str = ""  # "embedding", "head" (where it is not tied)
 
     @property
     def numel(self) -> int:
@@ -80,9 +92,9 @@ class _Param:
 
 
 def _llama(hidden: int, inter: int, layers: int, vocab: int, kv: int, q: int, tied: bool) -> Iterator[_Param]:
-    yield _Param((vocab, hidden), False)
+    yield _Param((vocab, hidden), False, "embedding")
     if not tied:
-        yield _Param((vocab, hidden), False, head=True)
+        yield _Param((vocab, hidden), False, "head")
     yield _Param((hidden,), False)
     for _ in range(layers):
         yield _Param((q, hidden), True)
@@ -153,11 +165,18 @@ def _packed(rows: int, cols: int, bits: int, group: int) -> int:
     return rows * (row_bytes(cols, bits) + 5 * group_count(cols, group))
 
 
+def _basis_bytes(kind: str, rank: int, short: int, paper: bool) -> int:
+    """Bytes of the subspace of one matrix."""
+    if kind == "int4":
+        return rank * short // 2 if paper else _packed(rank, short, 4, GROUP)
+    return {"dense": rank * short * (2 if paper else 4), "indices": 4 * rank, "seed": 0}[kind]
+
+
 def memory(
     model: Any,
     method: str,
     *,
-    rank: int = 128,
+    rank: int | float = 128,
     weights: str | None = None,
     in_backward: bool = False,
     convention: str = "lowtide",
@@ -168,20 +187,21 @@ def memory(
         model: a module; a config (mapping or transformers object); a model directory or config.json; or one of
             ``llama-60m, llama-130m, llama-350m, llama-1b, llama-7b``.
         method: one of :data:`METHODS`.
-        rank: of the subspace, clamped per matrix.
+        rank: of the subspace, clamped per matrix; or a fraction of the shorter side. 1 for apollo-mini, whatever it says.
         weights: ``"fp32"``, ``"bf16"`` or ``"int8"`` (linear weights only, the rest fp32). Default: int8 for qgalore, else fp32.
         in_backward: gradients freed as they arrive: only the largest is counted.
         convention: ``"lowtide"``: what the optimizers of this library allocate. ``"paper"``: as the GaLore papers seem to
             estimate: everything in bf16 but INT8 weights, INT4 bases and the moments of low-bit methods (Q-GaLore's, which its
-            code holds in 8 bits, count as bf16), the output head projected too, scales and gradients not counted.
+            code holds in 8 bits, count as bf16), the output head projected too (APOLLO: also the embedding; Fira: neither),
+            scales and gradients not counted.
 
     Raises:
         LowtideValueError: unknown method, rank < 1, or an unreadable config.
     """
     if method not in METHODS:
         raise LowtideValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if not isinstance(rank, int) or rank < 1:
-        raise LowtideValueError(f"rank must be an integer >= 1, got {rank!r}")
+    check_rank(rank)
+    rank = 1 if method == "apollo-mini" else rank
     if convention not in ("lowtide", "paper"):
         raise LowtideValueError(f"convention must be 'lowtide' or 'paper', got {convention!r}")
     weights = weights or ("int8" if method == "qgalore" else "fp32")
@@ -189,13 +209,13 @@ def memory(
         raise LowtideValueError(f"weights must be 'fp32', 'bf16' or 'int8', got {weights!r}")
     paper = convention == "paper"
     moments, store = _STATES[method][0], StateStore(_STATES[method][1])
-    low_rank = method in ("galore", "galore8bit", "qgalore")
+    also = _PAPER_PROJECTS.get(method, ()) if paper else ()
     dense = 2 if paper or weights == "bf16" else 4
     count = {"weights": 0, "gradients": 0, "states": 0, "basis": 0}
     largest = 0
     params = _params(model)
     for p in params:
-        project = low_rank and (p.low_rank or (paper and p.head))
+        project = method in _BASES and (p.low_rank or p.role in also)
         rows, cols = (p.shape[0], p.numel // p.shape[0]) if len(p.shape) > 1 else (1, p.numel)
         packed = weights == "int8" and p.low_rank
         count["weights"] += (
@@ -207,12 +227,9 @@ def memory(
         moment = p.numel
         if project:
             short, long = min(rows, cols), max(rows, cols)
-            r = min(rank, short)
+            r = rank_of(rank, rows, cols)
             moment = r * long
-            if method == "qgalore":
-                count["basis"] += r * short // 2 if paper else _packed(r, short, 4, GROUP)
-            else:
-                count["basis"] += r * short * (2 if paper else 4)
+            count["basis"] += _basis_bytes(_BASES[method], r, short, paper)
         if paper:
             half_bytes = 4 if method == "qgalore" else {"fp32": 4, "int8": 2, "int4": 1}[store.kind]
             count["states"] += moments * moment * half_bytes // 2

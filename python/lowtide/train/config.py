@@ -36,9 +36,9 @@ class FinetuneConfig:
     """Settings of a fine-tuning run. Construction raises `ConfigError` naming the first wrong setting.
 
     `model` is a local directory that transformers loads as a causal language model, `data` a .txt, .md or .jsonl
-    file, `out` the run's own directory. `lr`, `betas` and `eps` of None and `weights="auto"` take the
-    method's default. `rank`, `update_proj_gap` and `scale` matter to low-rank methods only; `scale` (GaLore's alpha) is 4 and not pre-training's 0.25 because embeddings
-    and norms train at full rank with the same rate. `freeze` is a regular expression searched in parameter names: those
+    file, `out` the run's own directory. `lr`, `betas`, `eps` and `scale` of None and `weights="auto"` take the
+    method's default. `rank`, `update_proj_gap` and `scale` matter to low-rank methods only; GaLore's `scale` (its alpha) is 4 and not
+    pre-training's 0.25 because embeddings and norms train at full rank with the same rate. `freeze` is a regular expression searched in parameter names: those
     parameters are not trained. `release_memory` makes malloc hand freed blocks back at once, for the whole process
     (glibc; 5 to 10 % of the time for a smaller resident set). Sizes count tokens (`seq_len`) and windows (`batch_size`).
     """
@@ -51,7 +51,7 @@ class FinetuneConfig:
     lr: float | None = None
     rank: int = 128
     update_proj_gap: int = 200
-    scale: float = 4.0
+    scale: float | None = None
     betas: tuple[float, float] | None = None
     eps: float | None = None
     weight_decay: float = 0.0
@@ -92,7 +92,8 @@ class FinetuneConfig:
             self._positive("lr", f"{METHODS[self.method].lr:g} is the default of {self.method}")
         self._integer("rank", 1, "64 or 128 suit most models")
         self._integer("update_proj_gap", 1, "200 is the default")
-        self._positive("scale", "4 is the default")
+        if self.scale is not None:
+            self._positive("scale", f"{METHODS[self.method].scale:g} is the default of {self.method}")
         if self.betas is not None:
             object.__setattr__(
                 self, "betas", tuple(self.betas) if isinstance(self.betas, (list, tuple)) else self.betas
@@ -145,6 +146,11 @@ class FinetuneConfig:
         return METHODS[self.method].lr if self.lr is None else self.lr
 
     @property
+    def low_rank_scale(self) -> float:
+        """The factor on low-rank updates: the method's unless set."""
+        return METHODS[self.method].scale if self.scale is None else self.scale
+
+    @property
     def weight_store(self) -> str:
         """How linear weights are held: the method's way unless set."""
         return METHODS[self.method].weights if self.weights == "auto" else self.weights
@@ -170,7 +176,12 @@ class FinetuneConfig:
     def frozen(self) -> dict[str, Any]:
         """The settings that a resumed run must repeat, with defaults resolved."""
         values = {key: value for key, value in self.to_dict().items() if key not in FREE_ON_RESUME}
-        values.update(lr=self.peak_lr, warmup=self.warmup_steps, in_backward=self.frees_gradients)
+        values.update(
+            lr=self.peak_lr,
+            scale=self.low_rank_scale,
+            warmup=self.warmup_steps,
+            in_backward=self.frees_gradients,
+        )
         if self.schedule == "constant":  # such a run may be continued past its end
             del values["steps"]
         return values

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One row of the table: `optimizer` names a class of `lowtide.optim`."""
+    """One row of the table: `optimizer` names a class of `lowtide.optim`, `scale` is the default of low-rank groups."""
 
     optimizer: str
     about: str
@@ -26,6 +26,7 @@ class Method:
     low_rank: bool = False
     weights: str = "fp32"
     in_backward: bool = False
+    scale: float = 4.0
     eps: bool = True  # whether the rule has an epsilon
 
 
@@ -44,6 +45,21 @@ METHODS: Mapping[str, Method] = {
         "QGaLoreAdamW",
         "GaLore with INT4 bases, 8-bit states and INT8 weights",
         lr=1e-4, low_rank=True, weights="int8", in_backward=True,
+    ),
+    "fira": Method(
+        "FiraAdamW", "GaLore, and the rest of the gradient at its channels' rates",
+        lr=1e-4, low_rank=True, in_backward=True, scale=1.0,
+    ),
+    "frugal": Method(
+        "FRUGAL", "AdamW in random columns or rows, signSGD elsewhere", lr=1e-4, low_rank=True, in_backward=True, scale=1.0
+    ),
+    "apollo": Method(
+        "APOLLO", "SGD with AdamW's rate for each channel, from a random subspace",
+        lr=1e-4, low_rank=True, in_backward=True, scale=1.0,
+    ),
+    "apollo-mini": Method(
+        "APOLLOMini", "SGD with one rate a matrix, from a subspace of rank 1",
+        lr=1e-4, low_rank=True, in_backward=True, scale=128.0,
     ),
 }  # fmt: skip
 WEIGHT_GROUP = 256
@@ -127,7 +143,7 @@ class Updater:
                 model,
                 rank=config.rank,
                 update_proj_gap=config.update_proj_gap,
-                scale=config.scale,
+                scale=config.low_rank_scale,
                 # As the papers count: without the output head, whether or not it is tied to the embedding.
                 target=[f"^{re.escape(name)}$" for name in inner_weights(model)],
             )
