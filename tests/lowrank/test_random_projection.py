@@ -13,7 +13,7 @@ def matrix(m: int, n: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((m, n), dtype=np.float32)
 
 
-@pytest.mark.parametrize("rank", [1, 63, 64, 65, 130])
+@pytest.mark.parametrize("rank", [1, 127, 128, 129, 300])
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_tiles_give_the_bits_of_the_whole(rank: int, side: str) -> None:
     G = matrix(37, 51)
@@ -25,9 +25,9 @@ def test_tiles_give_the_bits_of_the_whole(rank: int, side: str) -> None:
     assert np.array_equal(R, lt.lowrank.project(G, whole, side))
     back = P.project_back(R, dim=whole.shape[1], **at)
     want = lt.lowrank.project_back(R.astype(np.float32), whole, side)
-    # Tiles of 64 rows are added up: another order of the same sums of up to 130 products.
-    assert np.abs(back - want).max() <= 130 * 2.0**-24 * np.abs(R).max() * np.abs(whole).max() * 4
-    if rank <= 64:
+    # Tiles of 128 rows are added up: another order of the same sums of up to 300 products.
+    assert np.abs(back - want).max() <= 300 * 2.0**-24 * np.abs(R).max() * np.abs(whole).max() * 4
+    if rank <= 128:
         assert np.array_equal(back, want)
 
 

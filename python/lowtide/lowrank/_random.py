@@ -14,7 +14,7 @@ from lowtide.lowrank._projection import check_side, matmul
 from lowtide.lowrank._subspaces import _check_count, _matrix
 
 #: Rows of P that exist at a time. No result depends on it but the last bits of :meth:`RandomProjection.project_back`.
-TILE = 64
+TILE = 128
 #: Keeps these words apart from the sketches of the refresh at the same seed, step and parameter.
 SLOT = 1
 
@@ -24,7 +24,7 @@ class RandomProjection:
     """A Gaussian projection P (r x d, entries of variance 1/r) that is its address and nothing else.
 
     Element (i, j) is ``z[i d + j] / sqrt(r)`` of ``lowtide.random`` at (seed, step, slot 1, param), so that every
-    replica, thread count and instruction set draws the same P. Products draw it in tiles of 64 rows. ``E[PᵀP] = I``:
+    replica, thread count and instruction set draws the same P. Products draw it in tiles of 128 rows. ``E[PᵀP] = I``:
     lengths are kept on average (Johnson and Lindenstrauss), rows are not orthonormal. APOLLO (Zhu et al. 2024, arXiv
     2412.05270) and Flora (Hao et al. 2024, arXiv 2402.03293) use it.
 

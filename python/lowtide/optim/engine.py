@@ -209,9 +209,8 @@ class Composed(Optimizer):
             if g.dtype not in (torch.float32, torch.bfloat16):
                 raise LowtideTypeError(f"gradients must be float32 or bfloat16, got {g.dtype}")
         if self._nonfinite == "raise" and grads:
-            norms = torch.stack([n.float() for n in torch._foreach_norm(list(grads), float("inf"))])
-            if not bool(norms.isfinite().all()):
-                bad = int((~norms.isfinite()).sum())
+            bad = sum(not weight_store.finite(g) for g in grads)
+            if bad:
                 raise LowtideRuntimeError(
                     f"{bad} of {len(grads)} gradients hold inf or NaN; nothing was changed. Lower lr, clip gradients, "
                     "or pass nonfinite='skip'"
@@ -298,7 +297,7 @@ class Composed(Optimizer):
         if self._refresh.needs_prev or self._subspace.needs_prev:
             prev = self._basis.dense(state)
         had_basis = "refreshes" in state
-        if self._subspace.needs_gradient and not bool(grad.isfinite().all()):
+        if self._subspace.needs_gradient and not weight_store.finite(grad):
             if had_basis:
                 return  # a poisoned gradient says nothing about the subspace: keep the basis in use
             raise LowtideRuntimeError(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lowtide.errors import LowtideValueError
 from lowtide.optim.bases import Basis
+from lowtide.optim.weights import finite
 
 #: Guards quotients of norms, as in the codes of Fira and APOLLO.
 _TINY = 1e-8
@@ -88,10 +89,9 @@ class SignResidual:
 
     def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
         """See :class:`Residual`."""
-        if not _finite(s.grad):
+        if not finite(s.grad):
             return None
-        out = s.grad.to(torch.float32, copy=True)
-        s.basis.add_(out, s.r.neg())
+        out = s.basis.rest(s.grad, s.r)
         s.advance()
         if self.kind == "sign":
             out.sign_()
@@ -128,7 +128,7 @@ class ScaledResidual:
     def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
         """See :class:`Residual`."""
         energy = _channel_energy(s.grad, s.side)
-        if not _finite(energy):
+        if not finite(energy):
             return None
         r = s.r.clone()
         r_energy = _channel_energy(r, s.side)
@@ -176,7 +176,7 @@ class ScaledGradient:
     def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
         """See :class:`Residual`."""
         energy = _channel_energy(s.grad, s.side)
-        if not _finite(energy):
+        if not finite(energy):
             return None
         before = _channel_energy(s.r, s.side)
         s.advance()
@@ -214,10 +214,6 @@ def _limit(state: dict[str, Any], norm: float, limiter: float) -> float:
 
 def _along(k: Tensor, side: str) -> Tensor:
     return k[:, None] if side == "right" else k[None, :]
-
-
-def _finite(x: Tensor) -> bool:
-    return bool(torch.linalg.vector_norm(x, math.inf).isfinite()) if x.numel() else True
 
 
 def _channel_energy(x: Tensor, side: str) -> Tensor:
