@@ -21,6 +21,9 @@ __all__: list[str] = [
     "apply_update",
     "available_isas",
     "build_info",
+    "dct_forward",
+    "dct_inverse",
+    "dct_power",
     "dequantize_dynamic",
     "dequantize_group",
     "dequantize_map",
@@ -117,6 +120,18 @@ def build_info() -> dict[str, str]:
     Version, compiler and build type of this binary.
     """
 
+def dct_forward(
+    x: numpy.typing.NDArray[numpy.float32], index: numpy.typing.NDArray[numpy.int32] | None, columns: bool
+) -> numpy.typing.NDArray[numpy.float32]: ...
+def dct_inverse(
+    low: numpy.typing.NDArray[numpy.float32],
+    index: numpy.typing.NDArray[numpy.int32] | None,
+    columns: bool,
+    n: int,
+) -> numpy.typing.NDArray[numpy.float32]: ...
+def dct_power(
+    x: numpy.typing.NDArray[numpy.float32], columns: bool, square: bool
+) -> numpy.typing.NDArray[numpy.float32]: ...
 def dequantize_dynamic(
     out: numpy.typing.NDArray[numpy.float32],
     codes: numpy.typing.NDArray[numpy.uint8],

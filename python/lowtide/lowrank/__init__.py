@@ -11,13 +11,16 @@ A basis B has orthonormal rows and is always stored r x d with its long side las
 from __future__ import annotations
 
 from lowtide._operands import Packed
+from lowtide.lowrank._dct import DCT, DCTBasis
 from lowtide.lowrank._measures import energy, first_vector_cosine, side_for, similarity
 from lowtide.lowrank._projection import matmul, project, project_back
 from lowtide.lowrank._random import RandomProjection
 from lowtide.lowrank._subspaces import SVD, RandomizedSVD
 
 __all__ = [
+    "DCT",
     "SVD",
+    "DCTBasis",
     "Packed",
     "RandomProjection",
     "RandomizedSVD",

@@ -78,10 +78,12 @@ def project(G: Any, basis: Any, side: str) -> Any:
 
     Args:
         G: m x n, float32 (torch: also bfloat16).
-        basis: r x d, dense or packed; d = n (right) or m (left).
+        basis: r x d, dense, packed or a :class:`DCTBasis`; d = n (right) or m (left).
         side: ``"right"`` or ``"left"``.
     """
     check_side(side)
+    if _is_cosines(basis):
+        return basis.project(G, side)
     if side == "right":
         _check_basis(G, "G", 1, basis, 1, "columns of G and d")
         return matmul(G, basis, tb=True)
@@ -94,14 +96,22 @@ def project_back(R: Any, basis: Any, side: str) -> Any:
 
     Args:
         R: m x r (right) or r x n (left), float32 (torch: also bfloat16).
-        basis: r x d, dense or packed. side: as in :func:`project`, always the one that R was projected with.
+        basis: r x d, as in :func:`project`. side: always the one that R was projected with.
     """
     check_side(side)
+    if _is_cosines(basis):
+        return basis.project_back(R, side)
     if side == "right":
         _check_basis(R, "R", 1, basis, 0, "columns of R and r")
         return matmul(R, basis)
     _check_basis(R, "R", 0, basis, 0, "rows of R and r")
     return matmul(basis, R, ta=True)
+
+
+def _is_cosines(basis: Any) -> bool:
+    from lowtide.lowrank._dct import DCTBasis
+
+    return isinstance(basis, DCTBasis)
 
 
 def dense(basis: Any, name: str) -> Any:

@@ -26,6 +26,7 @@ from lowtide import _core
 
 torch.ops.lowtide._set_isa(_core.active_isa_id())
 
+from lowtide.ops.dct import dct, dct_power, idct  # noqa: E402
 from lowtide.ops.dynamic_map import dequantize_dynamic, quantize_dynamic  # noqa: E402
 from lowtide.ops.gemv import gemv  # noqa: E402
 from lowtide.ops.level_maps import (  # noqa: E402
@@ -62,6 +63,8 @@ __all__ = [
     "adamw8_",
     "adamw_",
     "apply_update_",
+    "dct",
+    "dct_power",
     "dequantize_dynamic",
     "dequantize_group",
     "dequantize_group_list_",
@@ -70,6 +73,7 @@ __all__ = [
     "fused_direction_",
     "fused_step_",
     "gemv",
+    "idct",
     "matmul",
     "quantize_dynamic",
     "quantize_group",
