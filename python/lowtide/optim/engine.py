@@ -43,6 +43,7 @@ class Composed(Optimizer):
         subspace, basis, refresh, transport, residual: the low-rank axes.
         state: how moments are stored.
         stochastic: round bf16 weights stochastically (fp32 weights are never rounded, INT8 ones always are).
+        maximize: step up the gradient instead of down.
         seed: of all random numbers: with the step and the parameter's id it determines every bit.
         nonfinite: what to do with a gradient that holds inf or NaN. ``"skip"``: leave the blocks of 256 elements it
             touches as they are, count them in :attr:`skipped_blocks` and warn once. ``"raise"``: refuse the step before
@@ -70,6 +71,7 @@ class Composed(Optimizer):
         residual: Residual | None = None,
         state: StateStore | None = None,
         stochastic: bool = True,
+        maximize: bool = False,
         seed: int = 0,
         nonfinite: str = "skip",
     ) -> None:
@@ -99,7 +101,7 @@ class Composed(Optimizer):
         self._skipped_total = 0
         self._warned = False
         self._next_id = 0
-        defaults = {"lr": lr, **self._hyper(), "weight_decay": weight_decay}
+        defaults = {"lr": lr, **self._hyper(), "weight_decay": weight_decay, "maximize": bool(maximize)}
         super().__init__(params, defaults)
 
     # ------------------------------------------------------------------ groups
@@ -163,6 +165,8 @@ class Composed(Optimizer):
                 (p, i) for p, i in zip(group["params"], group["param_ids"], strict=True) if id(p) in wanted
             ]
             found = [(p, i, g) for p, i in chosen if (g := weight_store.gradient(p)) is not None]
+            if group.get("maximize", False):
+                found = [(p, i, g.neg()) for p, i, g in found]
             if found:
                 work.append((group, found))
         grads = [g for _, found in work for _, _, g in found]
@@ -221,7 +225,7 @@ class Composed(Optimizer):
     ) -> None:
         shape = weight_store.shape(p)
         state["step"] = 0
-        if "rank" in group and len(shape) >= 2:
+        if "rank" in group and len(shape) >= 2 and shape.numel() > 0:
             from lowtide.lowrank import side_for
 
             rows, cols = shape[0], shape.numel() // shape[0]
@@ -400,6 +404,16 @@ class Composed(Optimizer):
                 if isinstance(value, Tensor):
                     count["basis" if name.startswith("basis") else "states"] += value.nbytes
         return count
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles; torch's own would leave the axes out."""
+        own = {
+            name: value
+            for name, value in self.__dict__.items()
+            if name.startswith("_") and "hook" not in name and name != "_zero_grad_profile_name"
+        }
+        state: dict[str, Any] = super().__getstate__()
+        return {**own, **state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` gave, bit for bit.

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every preset against the public contract, and the contract against optimizers that break it."""
+
+from __future__ import annotations
+
+import fractions
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import lowtide as lt
+from lowtide.testing import OPTIMIZER_CHECKS, optimizer_contract
+
+
+def low_rank(params: Any, **keys: Any) -> list[dict]:
+    """Groups with low-rank keys; vectors and scalars in them fall to the plain rule."""
+    params = list(params)
+    found = params if params and isinstance(params[0], dict) else [{"params": params}]
+    return [{"rank": 4, "update_proj_gap": 3, **keys, **g} for g in found]
+
+
+def preset(name: str, lr: float, low: bool = False, **options: Any) -> Callable[..., torch.optim.Optimizer]:
+    def make(params: Any, **k: Any) -> torch.optim.Optimizer:
+        groups = low_rank(params) if low else params
+        return getattr(lt.optim, name)(groups, **{"lr": lr, "weight_decay": 0.0, **options, **k})
+
+    return make
+
+
+PRESETS = {
+    "AdamW": preset("AdamW", 1e-2),
+    "AdamW8bit": preset("AdamW8bit", 1e-2, min_8bit_size=0),
+    "AdamW4bit": preset("AdamW4bit", 1e-2, min_4bit_size=0),
+    "AdaBelief": preset("AdaBelief", 1e-2),
+    "AdaBelief8bit": preset("AdaBelief8bit", 1e-2, min_8bit_size=0),
+    "Lion": preset("Lion", 5e-3),
+    "Lion8bit": preset("Lion8bit", 5e-3, min_8bit_size=0),
+    "SGD": preset("SGD", 0.1),
+    "SGD8bit": preset("SGD8bit", 0.1, min_8bit_size=0),
+    "GaLoreAdamW": preset("GaLoreAdamW", 4e-2, low=True),
+    "GaLoreAdamW8bit": preset("GaLoreAdamW8bit", 4e-2, low=True),
+    "GaLoreAdamW compat": preset("GaLoreAdamW", 4e-2, low=True, compat="galore_torch"),
+    "QGaLoreAdamW": preset("QGaLoreAdamW", 4e-2, low=True),
+    "FiraAdamW": preset("FiraAdamW", 2e-2, low=True),
+    "FiraAdamW compat": preset("FiraAdamW", 2e-2, low=True, compat="fira"),
+    "FRUGAL": preset("FRUGAL", 5e-3, low=True),
+    "FRUGAL svd sgd": preset("FRUGAL", 5e-3, low=True, subspace="svd", residual="sgd"),
+    "FRUGAL random": preset("FRUGAL", 5e-3, low=True, subspace="random"),
+    "APOLLO": preset("APOLLO", 1e-2, low=True),
+    "APOLLO svd": preset("APOLLO", 1e-2, low=True, proj="svd"),
+    "APOLLOMini": preset("APOLLOMini", 1e-2, low=True),
+}
+
+
+def test_every_public_optimizer_is_here() -> None:
+    classes = {
+        name
+        for name in lt.optim.__all__
+        if isinstance(getattr(lt.optim, name), type)
+        and issubclass(getattr(lt.optim, name), lt.optim.Composed)
+    }
+    assert classes - {"Composed"} == {name.split()[0] for name in PRESETS}
+
+
+@pytest.mark.parametrize("check", OPTIMIZER_CHECKS)
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset(name: str, check: str) -> None:
+    optimizer_contract(PRESETS[name], checks=[check])
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (preset("AdamW", 1e-2), lambda p, **k: torch.optim.AdamW(p, lr=1e-2, **k)),
+        (preset("GaLoreAdamW", 1e-2), lambda p, **k: torch.optim.AdamW(p, lr=1e-2, **k)),
+        (preset("APOLLO", 1e-2), lambda p, **k: torch.optim.AdamW(p, lr=1e-2, **k)),
+        (preset("FRUGAL", 1e-2), lambda p, **k: torch.optim.AdamW(p, lr=1e-2, **k)),
+    ],
+)
+def test_without_a_rank_presets_equal_torch(ours: Any, theirs: Any, weight_decay: float) -> None:
+    optimizer_contract(
+        lambda p, **k: ours(p, weight_decay=weight_decay, **k),
+        equals=lambda p, **k: theirs(p, weight_decay=weight_decay, **k),
+        checks=[],
+    )
+
+
+def test_sgd_and_a_whole_index_subspace_equal_torch() -> None:
+    optimizer_contract(
+        preset("SGD", 0.1),
+        equals=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        checks=[],
+    )
+    # All columns chosen: the subspace is everything, the residual nothing.
+    optimizer_contract(
+        lambda p: lt.optim.FRUGAL(low_rank(p, rank=1000, update_proj_gap=1000), lr=1e-2, weight_decay=0.0),
+        equals=lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.0),
+        checks=[],
+    )
+
+
+def test_torch_passes_its_own_contract() -> None:
+    optimizer_contract(lambda p, **k: torch.optim.AdamW(p, **{"lr": 1e-2, **k}))
+
+
+class Broken(torch.optim.AdamW):
+    """AdamW with one of the faults seen in the field."""
+
+    def __init__(self, params: Any, fault: str, **k: Any) -> None:
+        super().__init__(params, **{"lr": 1e-2, **k})
+        self.fault = fault
+        self.rate = 1e-2
+        self.count = 0
+
+    def step(self, closure: Any = None) -> Any:
+        if self.fault == "caches the rate":
+            for g in self.param_groups:
+                g["lr"] = self.rate
+        if self.fault == "forgets the loss":
+            super().step(closure)
+            return None
+        if self.fault == "steps where there is no gradient":
+            for g in self.param_groups:
+                for p in g["params"]:
+                    p.data.mul_(1.001)
+        if self.fault == "counts outside of the state":
+            self.count += 1
+            for g in self.param_groups:
+                for p in g["params"]:
+                    p.data.mul_(1.0 - 0.001 * self.count)
+        if self.fault == "eats the gradient":
+            loss = super().step(closure)
+            for g in self.param_groups:
+                for p in g["params"]:
+                    if p.grad is not None:
+                        p.grad.mul_(0.5)
+            return loss
+        loss = super().step(closure)
+        if self.fault == "keeps an object":
+            for g in self.param_groups:
+                for p in g["params"]:
+                    self.state[p]["projector"] = fractions.Fraction(1, 2)
+        return loss
+
+
+@pytest.mark.parametrize(
+    ("fault", "check"),
+    [
+        ("caches the rate", "scheduler"),
+        ("forgets the loss", "closure"),
+        ("steps where there is no gradient", "none_gradients"),
+        ("counts outside of the state", "resume"),
+        ("eats the gradient", "gradients_stay"),
+    ],
+)
+def test_the_contract_finds(fault: str, check: str) -> None:
+    with pytest.raises(AssertionError, match=check):
+        optimizer_contract(lambda p, **k: Broken(p, fault, **k), checks=[check])
+
+
+def test_the_contract_finds_objects_in_the_state() -> None:
+    with pytest.raises(pickle.UnpicklingError):
+        optimizer_contract(lambda p, **k: Broken(p, "keeps an object", **k), checks=["state_round_trip"])
+
+
+def test_the_contract_finds_another_rule() -> None:
+    with pytest.raises(AssertionError, match="equals"):
+        optimizer_contract(
+            lambda p: torch.optim.Adam(p, lr=1e-2), equals=lambda p: torch.optim.SGD(p, lr=1e-2), checks=[]
+        )
+
+
+def test_unknown_checks_are_named() -> None:
+    with pytest.raises(lt.LowtideValueError, match="checks"):
+        optimizer_contract(PRESETS["AdamW"], checks=["speed"])
