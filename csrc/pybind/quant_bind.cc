@@ -36,6 +36,12 @@ quant::GroupShape shape_of(const py::array& full, int bits, int64_t group, const
   return s;
 }
 
+quant::GroupShape map_shape(const py::array& full, int map, int64_t group, const Bytes& codes,
+                            const Floats& scale) {
+  const int bits = quant::map_bits(static_cast<quant::LevelMap>(map));
+  return shape_of(full, bits, group, codes, scale, std::nullopt);
+}
+
 }  // namespace
 
 void bind_quant(py::module_& m) {
@@ -67,7 +73,7 @@ void bind_quant(py::module_& m) {
          bool bf16_scale) {
         const auto type = float_type(x);
         const quant::GroupMatrix dst{out(codes), out(scale), nullptr,
-                                     shape_of(x, 4, group, codes, scale, std::nullopt)};
+                                     map_shape(x, map, group, codes, scale)};
         const void* src = x.data();
         py::gil_scoped_release nogil;
         return quant::quantize_map(
@@ -84,7 +90,7 @@ void bind_quant(py::module_& m) {
       [](const Bytes& codes, const Floats& scale, py::array dst, int map, int64_t group) {
         const auto type = float_type(dst);
         const quant::ConstGroupMatrix src{codes.data(), scale.data(), nullptr,
-                                          shape_of(dst, 4, group, codes, scale, std::nullopt)};
+                                          map_shape(dst, map, group, codes, scale)};
         void* p = dst.mutable_data();
         py::gil_scoped_release nogil;
         quant::dequantize_map(src, static_cast<quant::LevelMap>(map), p, type);

@@ -95,6 +95,42 @@ constexpr DynamicTable make_dynamic_table() {
 
 constexpr DynamicTable kDynamic = make_dynamic_table();
 
+// Stochastic rounding takes one of the two levels around a magnitude a. Where a lies among the
+// levels, k + (a - level k) / (level k+1 - level k), is a chain of straight lines: one within each
+// region and one from each to the next. Their slopes fall up to the last level below 1, so segment
+// j, from the last level of region j (0: from zero) to that of region j + 1, is the smaller of two
+// lines; segment 7, up to 1, has one.
+struct alignas(64) DynamicLines {
+  float end[2][8];                       // where segment j ends; the last does not
+  float cross_slope[2][8], cross[2][8];  // from region j into the next, in steps of 2^-16
+  float inner_slope[2][8], inner[2][8];  // within region j + 1
+};
+
+constexpr DynamicLines make_dynamic_lines() {
+  DynamicLines t{};
+  for (int s = 0; s < 2; ++s) {
+    double last = 0, k_last = 0;  // level and number
+    for (int j = 0; j < 7; ++j) {
+      const double bins = dynamic_bins(j + 1, s != 0), decade = dynamic_decade(j + 1);
+      const double first = decade * (0.1 + 0.45 / bins), k_first = k_last + 1;
+      t.cross_slope[s][j] = static_cast<float>(65536 / (first - last));
+      t.cross[s][j] = static_cast<float>(65536 * k_last - last * double{t.cross_slope[s][j]});
+      t.inner_slope[s][j] = static_cast<float>(65536 * bins / (0.9 * decade));
+      t.inner[s][j] = static_cast<float>(65536 * k_first - first * double{t.inner_slope[s][j]});
+      last = decade * (1 - 0.45 / bins), k_last = k_last + bins;
+      t.end[s][j] = static_cast<float>(last);
+    }
+    t.end[s][7] = 0x1.fffffep127f;
+    // 1 comes out exact: these two constants are integers
+    t.cross_slope[s][7] = static_cast<float>(65536 / (1 - last));
+    t.cross[s][7] = static_cast<float>(65536 * (k_last + 1) - double{t.cross_slope[s][7]});
+    t.inner[s][7] = static_cast<float>(65536 * (k_last + 1));
+  }
+  return t;
+}
+
+constexpr DynamicLines kDynamicLines = make_dynamic_lines();
+
 // Value of a code in a block with this absmax. For absmax 1 within 1.4e-7 (relative) of
 // bitsandbytes' create_dynamic_map and within 1.3e-7 of the exact centers.
 LT_HD float dynamic_decode(const DynamicTable& t, int code, bool is_signed, float absmax) {
@@ -115,12 +151,11 @@ LT_HD int dynamic_region(const DynamicTable& t, float a, bool is_signed) {
   return r;
 }
 
-// Code of the nearest value to x / absmax, given inverse = dynamic_inverse(absmax); x finite. A
-// midpoint itself belongs to the larger magnitude; rounding of x / absmax and of the fma may move
-// a point that lies within 5e-5 of a bin from its midpoint. (bitsandbytes' search puts midpoints
-// down; its CPU path is off by up to a bin.) The unsigned map takes negative x as zero.
-LT_HD uint8_t dynamic_encode(const DynamicTable& t, float x, bool is_signed, float inverse) {
-  const float y = x * inverse;
+// Code of the nearest value to y, an element in units of its absmax. A midpoint itself belongs to
+// the larger magnitude; rounding of y and of the fma may move a point that lies within 5e-5 of a
+// bin from its midpoint. (bitsandbytes' search puts midpoints down; its CPU path is off by up to a
+// bin.) The unsigned map takes negative y as zero.
+LT_HD uint8_t dynamic_nearest(const DynamicTable& t, float y, bool is_signed) {
   const float a = is_signed ? abs_f(y) : (y > 0.0f ? y : 0.0f);
   const int r = dynamic_region(t, a, is_signed);
   const float at = fma_rn(a, t.scale[is_signed][r], t.shift[is_signed][r]);
@@ -129,6 +164,28 @@ LT_HD uint8_t dynamic_encode(const DynamicTable& t, float x, bool is_signed, flo
   if (!is_signed) return static_cast<uint8_t>(k);
   const int code = float_bits(y) >> 31 ? kDynamicZeroSigned - k : kDynamicZeroSigned + k;
   return static_cast<uint8_t>(code < 0 ? 0 : code);
+}
+
+// One of the two values around y, each with the probability that makes the mean y, on a grid of
+// 2^-16 of their distance. 0 and 1 stay as they are, and below the lowest value (there is no -1) it
+// is that. Other values may leave their code once in 2^15 draws: constants and levels are floats,
+// and 2^-24 of a value are up to 2^-17 of a bin each.
+LT_HD uint8_t dynamic_stochastic(const DynamicLines& t, float y, bool is_signed, uint32_t r16) {
+  const float a = is_signed ? abs_f(y) : (y > 0.0f ? y : 0.0f);
+  int j = 0;
+  while (j < 7 && a >= t.end[is_signed][j]) ++j;
+  const float cross = fma_rn(a, t.cross_slope[is_signed][j], t.cross[is_signed][j]);
+  const float inner = fma_rn(a, t.inner_slope[is_signed][j], t.inner[is_signed][j]);
+  const int at = to_int_rne(inner < cross ? inner : cross);
+  const int k = (at + static_cast<int>(r16)) >> 16;
+  if (!is_signed) return static_cast<uint8_t>(k);
+  const int code = float_bits(y) >> 31 ? kDynamicZeroSigned - k : kDynamicZeroSigned + k;
+  return static_cast<uint8_t>(code < 0 ? 0 : code);
+}
+
+// dynamic_nearest of x / absmax, given inverse = dynamic_inverse(absmax); x finite.
+LT_HD uint8_t dynamic_encode(const DynamicTable& t, float x, bool is_signed, float inverse) {
+  return dynamic_nearest(t, x * inverse, is_signed);
 }
 
 // The unsigned map for second moments: a positive value never becomes zero. With v rounded to zero

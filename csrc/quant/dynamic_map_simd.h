@@ -23,6 +23,9 @@ struct alignas(64) DynamicExponents {
   // lifted exponent then selects the constants.
   uint32_t carry[2][32];
   float scale[2][32], shift[2][32], last[2][32];
+  // The same for the segments of DynamicLines, whose ends lie as far apart.
+  uint32_t carry_line[2][32];
+  float cross_slope[2][32], cross[2][32], inner_slope[2][32], inner[2][32];
 };
 
 constexpr DynamicExponents make_dynamic_exponents() {
@@ -44,6 +47,16 @@ constexpr DynamicExponents make_dynamic_exponents() {
       t.scale[s][e] = kDynamic.scale[s][r];
       t.shift[s][e] = kDynamic.shift[s][r];
       t.last[s][e] = kDynamic.last[s][r];
+      int j = 0;
+      for (; j < 7; ++j) {
+        const uint32_t bits = __builtin_bit_cast(uint32_t, kDynamicLines.end[s][j]);
+        if (bits >> 23 == 96 + e) t.carry_line[s][e] = 0x800000u - (bits & 0x7fffffu);
+        if (bits >> 23 >= 96 + e) break;
+      }
+      t.cross_slope[s][e] = kDynamicLines.cross_slope[s][j];
+      t.cross[s][e] = kDynamicLines.cross[s][j];
+      t.inner_slope[s][e] = kDynamicLines.inner_slope[s][j];
+      t.inner[s][e] = kDynamicLines.inner[s][j];
     }
   }
   return t;
@@ -148,63 +161,111 @@ class DynamicDecoder {
 #endif
 };
 
-// floor(a * scale + shift) clamped to the last bin of the region, for a in [0, 2).
-template <bool is_signed>
-LT_SIMD vf32 dynamic_bin(vf32 a) {
-#if defined(__AVX512F__)
-  const vu32 e = as_u(a) >> 23;
-  const vu32 carry =
-      (vu32)_mm512_permutex2var_epi32(_mm512_load_si512(kExponents.carry[is_signed]), (__m512i)e,
-                                      _mm512_load_si512(kExponents.carry[is_signed] + 16));
-  const vu32 lifted = (as_u(a) + carry) >> 23;
-  const vf32 t = fma_rn(a, lookup32(kExponents.scale[is_signed], lifted),
-                        lookup32(kExponents.shift[is_signed], lifted));
-  return min_f(t, lookup32(kExponents.last[is_signed], lifted));
-#else
-  // The exponent and mantissa of a float read as one integer approximate its logarithm from below
-  // within 0.026 (base 10). Shifted by 7.3 the estimate is never above the region, and below it by
-  // at most one, at every boundary with 0.2 to spare; one comparison settles it.
-  constexpr float kLog10 = 0x1.344136p-2f * 0x1p-23f;  // log10(2) per unit of the exponent field
-  constexpr float kOffset = 7.3f - 127 * 0x1.344136p-2f;
-  const vf32 estimate = to_float(as_i(as_u(a))) * kLog10 + kOffset;
-  const vi32 below = __builtin_convertvector(max_f(estimate, vf32{}), vi32);
-  const vi32 r = below - (a >= lookup8(kDynamic.boundary[is_signed], below));
-  const vf32 scale = lookup8(kDynamic.scale[is_signed], r);
-  const vf32 shift = lookup8(kDynamic.shift[is_signed], r);
+// fma_rn(a, slope, at). Where it is emulated there is a cheaper way, and the same: the product has
+// 48 bits, the sum is at most 18 times it, so it is exact in double and rounded once. (The inner
+// line of the unsigned segment 0 may be another float far below the crossing, where it is not the
+// smaller one.)
+LT_SIMD vf32 dynamic_line(vf32 a, vf32 slope, vf32 at) {
 #if defined(__AVX2__) || defined(__aarch64__)
-  const vf32 t = fma_rn(a, scale, shift);
+  return fma_rn(a, slope, at);
 #else
-  // Cheaper than fma_rn's emulation and the same: the product has 48 bits, the sum is at most 18
-  // times it, so it is exact in double and rounded once.
-  const vf64 product = __builtin_convertvector(a, vf64) * __builtin_convertvector(scale, vf64);
-  const vf32 t = __builtin_convertvector(product + __builtin_convertvector(shift, vf64), vf32);
-#endif
-  return min_f(t, lookup8(kDynamic.last[is_signed], r));
+  const vf64 product = __builtin_convertvector(a, vf64) * __builtin_convertvector(slope, vf64);
+  return __builtin_convertvector(product + __builtin_convertvector(at, vf64), vf32);
 #endif
 }
 
 // Smallest magnitude that the AVX-512 tables tell from others; it is deep in region 0.
 constexpr float kDynamicFloor = 0x1p-31f;
 
+#if defined(__AVX512F__)
+// Index of what holds for a in [2^-31, 2), given by exponents and by where it begins.
+LT_SIMD vu32 dynamic_lifted(vf32 a, const uint32_t* carries) {
+  const vu32 carry = (vu32)_mm512_permutex2var_epi32(
+      _mm512_load_si512(carries), (__m512i)(as_u(a) >> 23), _mm512_load_si512(carries + 16));
+  return (as_u(a) + carry) >> 23;
+}
+// abs_f(a), at least the floor: the larger magnitude of the two, without sign.
+LT_SIMD vf32 dynamic_floored(vf32 a) {
+  return (vf32)_mm512_range_ps((__m512)a, (__m512)splat(kDynamicFloor), 0b1011);
+}
+#else
+// How many of bounds[0 .. 7] are at or below a in [0, 2); they lie a decade apart. The exponent and
+// mantissa of a float read as one integer approximate its logarithm from below within 0.026 (base
+// 10): `offset` makes the estimate never too high and at most one too low, and one comparison
+// settles it.
+LT_SIMD vi32 dynamic_interval(vf32 a, const float* bounds, float offset) {
+  constexpr float kLog10 = 0x1.344136p-2f * 0x1p-23f;  // log10(2) per unit of the exponent field
+  const vf32 estimate = to_float(as_i(as_u(a))) * kLog10 + (offset - 127 * 0x1.344136p-2f);
+  const vi32 below = __builtin_convertvector(max_f(estimate, vf32{}), vi32);
+  return below - (a >= lookup8(bounds, below));
+}
+// With 0.2 to spare at every boundary of regions and 0.35 at every end of segments.
+constexpr float kDynamicRegionOffset = 7.3f, kDynamicSegmentOffset = 6.65f;
+#endif
+
+// floor(a * scale + shift) clamped to the last bin of the region, for a in [0, 2).
+template <bool is_signed>
+LT_SIMD vf32 dynamic_bin(vf32 a) {
+#if defined(__AVX512F__)
+  const vu32 r = dynamic_lifted(a, kExponents.carry[is_signed]);
+  const vf32 t =
+      fma_rn(a, lookup32(kExponents.scale[is_signed], r), lookup32(kExponents.shift[is_signed], r));
+  return min_f(t, lookup32(kExponents.last[is_signed], r));
+#else
+  const vi32 r = dynamic_interval(a, kDynamic.boundary[is_signed], kDynamicRegionOffset);
+  const vf32 t =
+      dynamic_line(a, lookup8(kDynamic.scale[is_signed], r), lookup8(kDynamic.shift[is_signed], r));
+  return min_f(t, lookup8(kDynamic.last[is_signed], r));
+#endif
+}
+
+// dynamic_nearest, but for the zero code and the clamp at 0: signed bins.
+template <bool is_signed>
+LT_SIMD vi32 dynamic_nearest_bins(vf32 y) {
+  if (!is_signed)
+    return __builtin_convertvector(dynamic_bin<false>(max_f(y, splat(kDynamicFloor))), vi32);
+#if defined(__AVX512F__)
+  const vf32 a = dynamic_floored(y);
+#else
+  const vf32 a = abs_f(y);
+#endif
+  return __builtin_convertvector(with_sign(dynamic_bin<true>(a), y), vi32);
+}
+
+// dynamic_stochastic in the same way.
+template <bool is_signed>
+LT_SIMD vi32 dynamic_stochastic_bins(vf32 y, vi32 r16) {
+  const vf32 a = is_signed ? abs_f(y) : max_f(y, vf32{});
+#if defined(__AVX512F__)
+  const vu32 j = dynamic_lifted(dynamic_floored(a), kExponents.carry_line[is_signed]);
+  const vf32 cross = fma_rn(a, lookup32(kExponents.cross_slope[is_signed], j),
+                            lookup32(kExponents.cross[is_signed], j));
+  const vf32 inner = fma_rn(a, lookup32(kExponents.inner_slope[is_signed], j),
+                            lookup32(kExponents.inner[is_signed], j));
+#else
+  const vi32 j = dynamic_interval(a, kDynamicLines.end[is_signed], kDynamicSegmentOffset);
+  const vf32 cross = dynamic_line(a, lookup8(kDynamicLines.cross_slope[is_signed], j),
+                                  lookup8(kDynamicLines.cross[is_signed], j));
+  const vf32 inner = dynamic_line(a, lookup8(kDynamicLines.inner_slope[is_signed], j),
+                                  lookup8(kDynamicLines.inner[is_signed], j));
+#endif
+  const vi32 k = (to_int_rne(min_f(cross, inner)) + r16) >> 16;
+  if (!is_signed) return k;
+#if defined(__AVX512F__)  // gcc spells a negation under a mask out
+  const __mmask16 negative = _mm512_movepi32_mask((__m512i)y);
+  return (vi32)_mm512_mask_sub_epi32((__m512i)k, negative, _mm512_setzero_si512(), (__m512i)k);
+#else
+  const vi32 sign = as_i(as_u(y)) >> 31;
+  return (k ^ sign) - sign;
+#endif
+}
+
 // Codes of kDynamicStep elements; x(i) gives elements [i, i + kLanes).
 template <bool is_signed, class X>
 LT_SIMD void dynamic_encode_step(uint8_t* codes, float inverse, const X& x) {
   vi32 code[4];
 #pragma GCC unroll 4
-  for (int v = 0; v < 4; ++v) {
-    const vf32 y = x(v * kLanes) * inverse;
-    if (is_signed) {
-#if defined(__AVX512F__)
-      // Larger magnitude of the two, without sign.
-      const vf32 a = (vf32)_mm512_range_ps((__m512)y, (__m512)splat(kDynamicFloor), 0b1011);
-#else
-      const vf32 a = abs_f(y);
-#endif
-      code[v] = __builtin_convertvector(with_sign(dynamic_bin<true>(a), y), vi32);
-    } else {
-      code[v] = __builtin_convertvector(dynamic_bin<false>(max_f(y, splat(kDynamicFloor))), vi32);
-    }
-  }
+  for (int v = 0; v < 4; ++v) code[v] = dynamic_nearest_bins<is_signed>(x(v * kLanes) * inverse);
   store_bytes4(codes, code, is_signed ? kDynamicZeroSigned : 0);  // 127 - 128 saturates to 0
 }
 

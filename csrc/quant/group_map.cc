@@ -19,13 +19,15 @@ constexpr int64_t kGrainElements = 16384;
 int64_t grain_groups(const GroupShape& s) { return std::max<int64_t>(1, kGrainElements / s.group); }
 int64_t groups(const GroupShape& s) { return s.rows * groups_per_row(s); }
 
+// The levels of a map that has a table.
 const LevelTable* checked(const GroupShape& s, LevelMap map, const uint8_t* zero) {
   check_shape(s);
-  require(s.bits == 4, "group map: bits must be 4");
+  require(is_level_map(map),
+          "group map: map must be nf4, dynamic, dynamic_unsigned, linear_nozero, dynamic8 or "
+          "dynamic8_unsigned");
+  require(s.bits == map_bits(map), "group map: bits must be 8 for dynamic8 maps and 4 for others");
   require(zero == nullptr, "group map: there are no zero points");
-  require(map >= LevelMap::nf4 && map <= LevelMap::linear_nozero,
-          "group map: map must be nf4, dynamic, dynamic_unsigned or linear_nozero");
-  return &kLevels.of[static_cast<int>(map)];
+  return map_bits(map) == 4 ? &kLevels.of[static_cast<int>(map)] : nullptr;
 }
 
 }  // namespace
@@ -55,7 +57,7 @@ int64_t quantize_map(const void* x, FloatType type, LevelMap map, const GroupMat
 }
 
 void dequantize_map(const ConstGroupMatrix& in, LevelMap map, void* out, FloatType type) {
-  const DequantizeMapJob job = {in, checked(in.shape, map, in.zero), out, type};
+  const DequantizeMapJob job = {in, map, checked(in.shape, map, in.zero), out, type};
   const auto& table = kTables.get();
   parallel_for(groups(in.shape), grain_groups(in.shape),
                [&](int64_t begin, int64_t end) { table.dequantize(job, begin, end); });

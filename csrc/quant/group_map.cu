@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The codec with 16 fixed levels on CUDA. A warp takes a group in windows of 256 columns: the
-// largest magnitude, then codes; a group of one window (the usual case) is read once. 4.5 bytes an
-// element move either way (fp32). Levels lie in shared memory: lanes look at different ones.
+// The codec with fixed levels on CUDA. A warp takes a group in windows of 256 columns: the largest
+// magnitude, then codes; a group of one window (the usual case) is read once. 4.5 bytes an element
+// move either way (fp32), 5 with 8 bits. Tables lie in shared memory: lanes look at different
+// entries.
+#include "quant/dynamic_map.cuh"
 #include "quant/group_map_cuda.h"
 #include "quant/warp_group.cuh"
 #include "random/warp_noise.cuh"
@@ -11,13 +13,41 @@ namespace kernels {
 
 static __constant__ const LevelTables kLevelConstant = make_level_tables();
 
-// All threads of a block, at its start.
-__device__ __forceinline__ void copy_levels(LevelTable* shared, LevelMap map) {
-  constexpr int kWords = sizeof(LevelTable) / 4;
-  const float* from = reinterpret_cast<const float*>(&kLevelConstant.of[static_cast<int>(map)]);
-  if (threadIdx.x < kWords) reinterpret_cast<float*>(shared)[threadIdx.x] = from[threadIdx.x];
-  __syncthreads();
-}
+// The tables of a map of 16 levels, or of the 8-bit maps.
+template <int bits>
+struct MapTables {
+  LevelTable levels;
+  // All threads of a block, at its start.
+  __device__ __forceinline__ void copy(LevelMap map) {
+    constexpr int kWords = sizeof(LevelTable) / 4;
+    const float* from = reinterpret_cast<const float*>(&kLevelConstant.of[static_cast<int>(map)]);
+    if (threadIdx.x < kWords) reinterpret_cast<float*>(&levels)[threadIdx.x] = from[threadIdx.x];
+    __syncthreads();
+  }
+  __device__ __forceinline__ int nearest(float y, bool) const { return map_nearest(levels, y); }
+  __device__ __forceinline__ int stochastic(float y, bool, uint32_t r16) const {
+    return map_stochastic(levels, y, r16);
+  }
+  __device__ __forceinline__ float value(int code, bool, float scale) const {
+    return levels.level[code & 15] * scale;
+  }
+};
+
+template <>
+struct MapTables<8> {
+  DynamicTable table;
+  DynamicLines lines;
+  __device__ __forceinline__ void copy(LevelMap) { copy_dynamic_tables(&table, &lines); }
+  __device__ __forceinline__ int nearest(float y, bool is_signed) const {
+    return dynamic_nearest(table, y, is_signed);
+  }
+  __device__ __forceinline__ int stochastic(float y, bool is_signed, uint32_t r16) const {
+    return dynamic_stochastic(lines, y, is_signed, r16);
+  }
+  __device__ __forceinline__ float value(int code, bool is_signed, float scale) const {
+    return dynamic_decode(table, code, is_signed, scale);
+  }
+};
 
 struct MapJob {
   const void* x;
@@ -31,11 +61,12 @@ struct MapJob {
   int64_t groups;
 };
 
+template <int bits>
 __global__ void __launch_bounds__(kThreads, 3)
     quantize_map(const MapJob job, unsigned long long* nonfinite) {
-  __shared__ LevelTable levels;
+  __shared__ MapTables<bits> tables;
   __shared__ __align__(16) uint32_t words[kThreads / 32][random::kNoiseWords];
-  copy_levels(&levels, job.map);
+  tables.copy(job.map);
   uint32_t* const mine = words[threadIdx.x / 32];
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const bool is_signed = map_is_signed(job.map);
@@ -81,8 +112,8 @@ __global__ void __launch_bounds__(kThreads, 3)
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const float y = v[h][j] * p.inv;
-          const int code =
-              job.stochastic ? map_stochastic(levels, y, r16[j]) : map_nearest(levels, y);
+          const int code = job.stochastic ? tables.stochastic(y, is_signed, r16[j])
+                                          : tables.nearest(y, is_signed);
           if (j < live) word |= static_cast<uint32_t>(code) << (8 * j);
         }
         store_codes4(w, i, word);
@@ -93,11 +124,13 @@ __global__ void __launch_bounds__(kThreads, 3)
   if (lane == 0 && bad != 0) atomicAdd(nonfinite, static_cast<unsigned long long>(bad));
 }
 
+template <int bits>
 __global__ void __launch_bounds__(kThreads)
     dequantize_map(const ConstGroupMatrix in, LevelMap map, void* out, FloatType type,
                    int64_t groups) {
-  __shared__ LevelTable levels;
-  copy_levels(&levels, map);
+  __shared__ MapTables<bits> tables;
+  tables.copy(map);
+  const bool is_signed = map_is_signed(map);
   const int lane = static_cast<int>(threadIdx.x) & 31;
   for (int64_t g = first_group(); g < groups; g += group_stride()) {
     const WarpGroup w(const_cast<uint8_t*>(in.codes), in.shape, g);
@@ -107,7 +140,8 @@ __global__ void __launch_bounds__(kThreads)
       const uint32_t word = load_codes4(w, i);
       float v[4];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) v[j] = levels.level[word >> (8 * j) & 15u] * scale;
+      for (int j = 0; j < 4; ++j)
+        v[j] = tables.value(static_cast<int>(word >> (8 * j) & 255u), is_signed, scale);
       store_any4(out, type, w.first + i, live, v);
     }
   }
@@ -118,9 +152,8 @@ __global__ void __launch_bounds__(kThreads)
 namespace {
 
 bool valid(const GroupShape& s, LevelMap map, const uint8_t* zero) {
-  return s.rows >= 0 && s.cols >= 0 && s.bits == 4 && s.group >= 32 && s.group % 32 == 0 &&
-         s.group <= (int64_t{1} << 30) && zero == nullptr && map >= LevelMap::nf4 &&
-         map <= LevelMap::linear_nozero;
+  return s.rows >= 0 && s.cols >= 0 && is_level_map(map) && s.bits == map_bits(map) &&
+         s.group >= 32 && s.group % 32 == 0 && s.group <= (int64_t{1} << 30) && zero == nullptr;
 }
 
 }  // namespace
@@ -144,7 +177,8 @@ int quantize_map(const void* x, FloatType type, LevelMap map, const GroupMatrix&
                                static_cast<uint64_t>(options.offset),
                                {random::derive_key(s.seed, s.step, s.slot), s.param, s.role},
                                groups};
-  kernels::quantize_map<<<blocks_for(groups, kThreads / 32), kThreads, 0, stream>>>(
+  const auto kernel = map_bits(map) == 4 ? kernels::quantize_map<4> : kernels::quantize_map<8>;
+  kernel<<<blocks_for(groups, kThreads / 32), kThreads, 0, stream>>>(
       job, reinterpret_cast<unsigned long long*>(nonfinite));
   return launched();
 }
@@ -154,9 +188,9 @@ int dequantize_map(const ConstGroupMatrix& in, LevelMap map, void* out, FloatTyp
   if (!valid(in.shape, map, in.zero)) return static_cast<int>(cudaErrorInvalidValue);
   const int64_t groups = in.shape.rows * groups_per_row(in.shape);
   if (groups == 0) return 0;
-  kernels::
-      dequantize_map<<<blocks_for(groups, kThreads / 32), kThreads, 0, as_stream(cuda_stream)>>>(
-          in, map, out, type, groups);
+  const auto kernel = map_bits(map) == 4 ? kernels::dequantize_map<4> : kernels::dequantize_map<8>;
+  kernel<<<blocks_for(groups, kThreads / 32), kThreads, 0, as_stream(cuda_stream)>>>(in, map, out,
+                                                                                     type, groups);
   return launched();
 }
 

@@ -5,6 +5,15 @@
 namespace lowtide::quant {
 namespace {
 
+int code_of(const QuantizeMapJob& job, float y, int64_t element) {
+  const bool eight = map_bits(job.map) == 8, is_signed = map_is_signed(job.map);
+  if (!job.stochastic)
+    return eight ? dynamic_nearest(kDynamic, y, is_signed) : map_nearest(*job.levels, y);
+  const uint32_t r16 = random::sr16(job.offset + element, job.key, job.param, job.role);
+  return eight ? dynamic_stochastic(kDynamicLines, y, is_signed, r16)
+               : map_stochastic(*job.levels, y, r16);
+}
+
 int64_t quantize_ref(const QuantizeMapJob& job, int64_t begin, int64_t end) {
   const GroupShape& s = job.out.shape;
   int64_t bad = 0;
@@ -25,12 +34,7 @@ int64_t quantize_ref(const QuantizeMapJob& job, int64_t begin, int64_t end) {
     for (int64_t i = 0; i < at.n; ++i) {
       const float raw = load_element(job.x, job.type, first + i);
       const float y = (is_finite(raw) ? raw : 0.0f) * p.inv;
-      const int code =
-          job.stochastic
-              ? map_stochastic(*job.levels, y,
-                               random::sr16(job.offset + first + i, job.key, job.param, job.role))
-              : map_nearest(*job.levels, y);
-      put_code(row, at.col + i, 4, code);
+      put_code(row, at.col + i, s.bits, code_of(job, y, first + i));
     }
   }
   return bad;
@@ -41,9 +45,13 @@ void dequantize_ref(const DequantizeMapJob& job, int64_t begin, int64_t end) {
   for (int64_t g = begin; g < end; ++g) {
     const GroupSpan at = group_span(s, g);
     const uint8_t* row = job.in.codes + at.row * row_bytes(s);
-    for (int64_t i = 0; i < at.n; ++i)
+    const float scale = job.in.scale[g];
+    for (int64_t i = 0; i < at.n; ++i) {
+      const int code = get_code(row, at.col + i, s.bits);
       store_element(job.out, job.type, at.row * s.cols + at.col + i,
-                    job.levels->level[get_code(row, at.col + i, 4)] * job.in.scale[g]);
+                    s.bits == 8 ? dynamic_decode(kDynamic, code, map_is_signed(job.map), scale)
+                                : job.levels->level[code] * scale);
+    }
   }
 }
 

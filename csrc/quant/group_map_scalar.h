@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Quantization to 16 fixed levels, one element at a time: the definition that every target
-// reproduces bit for bit.
+// Quantization to fixed levels, one element at a time: the definition that every target reproduces
+// bit for bit. Maps of 16 levels have tables, those of 256 a closed form (dynamic_map_scalar.h).
 //
 //   value = level[code] * scale, scale = the group's largest magnitude, y = x * (1 / scale)
 //
-// Nearest takes the number of midpoints below y as code; a midpoint itself belongs to the level
-// below it, as in bitsandbytes. Midpoints are rounded down to floats, which decides as the exact
-// ones would. Stochastic takes one of the two levels around y, the upper with probability
+// Of 16 levels nearest takes the number of midpoints below y as code; a midpoint itself belongs to
+// the level below it, as in bitsandbytes. Midpoints are rounded down to floats, which decides as
+// the exact ones would. Stochastic takes one of the two levels around y, the upper with probability
 // (y - lower) / (upper - lower) on a grid of 2^-16: unbiased between the outermost levels. (The
-// signed dynamic map has no -1: below -0.8875 it saturates.)
+// signed dynamic maps have no -1: below -0.8875, with 8 bits -0.993, they saturate.)
 #pragma once
+#include "quant/dynamic_map_scalar.h"
 #include "quant/group_codec_scalar.h"
 
 namespace lowtide::quant {
@@ -19,10 +20,19 @@ enum class LevelMap : int {
   dynamic = 1,           // torchao's signed 4-bit map; zero is exact
   dynamic_unsigned = 2,  // the same construction for values >= 0; zero is exact
   linear_nozero = 3,     // (i + 1) / 16 for second moments (arXiv 2309.01507), values >= 0
+  dynamic8 = 4,          // bitsandbytes' signed 8-bit map; zero is exact
+  dynamic8_unsigned = 5,
 };
-constexpr int kLevelMaps = 4;
+constexpr int kLevelMaps = 6;
+constexpr int kTabledMaps = 4;
 
-LT_HD bool map_is_signed(LevelMap map) { return map <= LevelMap::dynamic; }
+LT_HD bool map_is_signed(LevelMap map) {
+  return map <= LevelMap::dynamic || map == LevelMap::dynamic8;
+}
+LT_HD int map_bits(LevelMap map) { return static_cast<int>(map) < kTabledMaps ? 4 : 8; }
+LT_HD bool is_level_map(LevelMap map) {
+  return map >= LevelMap::nf4 && map <= LevelMap::dynamic8_unsigned;
+}
 
 struct alignas(64) LevelTable {
   float level[16];
@@ -30,6 +40,7 @@ struct alignas(64) LevelTable {
   float per_gap[16];  // 2^16 / (level[i + 1] - level[i]); the last is 0
 };
 
+// Of the maps of 16 levels.
 constexpr float map_level(LevelMap map, int i) {
   constexpr double nf4[16] = {-1.0,
                               -0.6961928009986877,
@@ -59,7 +70,7 @@ constexpr float map_level(LevelMap map, int i) {
       return i == 7 ? 0.0f : static_cast<float>(i < 7 ? -dynamic[6 - i] : dynamic[i - 8]);
     case LevelMap::dynamic_unsigned:
       return static_cast<float>(dynamic_unsigned[i]);
-    case LevelMap::linear_nozero:
+    default:
       break;
   }
   return static_cast<float>(i + 1) * 0.0625f;
@@ -82,7 +93,7 @@ constexpr LevelTable make_level_table(LevelMap map) {
 }
 
 struct LevelTables {
-  LevelTable of[kLevelMaps];
+  LevelTable of[kTabledMaps];
 };
 constexpr LevelTables make_level_tables() {
   return {{make_level_table(LevelMap::nf4), make_level_table(LevelMap::dynamic),

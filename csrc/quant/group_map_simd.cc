@@ -2,54 +2,55 @@
 // The same bits as group_map_ref.cc, in blocks of 32 elements. Compiled once per ISA with LT_ISA
 // naming the table.
 //
-// Limits: on AVX-512 a code costs four comparisons and three permutes of 16 levels, all on one port
-// (0.2 ns an element, 0.3 in groups of 64); stochastic rounding adds two permutes and Philox, as in
-// group_codec_simd.cc (0.5 to 0.6 ns). Decoding is one permute and runs at the speed of memory. The
-// baseline has no permute and compares with all
-// levels.
+// Limits: on AVX-512 a code of 4 bits costs four comparisons and three permutes of 16 levels, all on
+// one port (0.2 ns an element, 0.3 in groups of 64); stochastic rounding adds two permutes and
+// Philox, as in group_codec_simd.cc (0.5 to 0.6 ns). Decoding is one permute and runs at the speed
+// of memory. The baseline has no permute and compares with all levels.
+//
+// With 8 bits a block of 32 takes 44 instructions on AVX-512 (90 on AVX2), 11 of them permutes (20);
+// rounded stochastically 75 (145) with 13 (24) and Philox; decoding 25 (66) with 6 (8). The baseline
+// looks its constants up one by one.
 #include "base/lookup_simd.h"
+#include "quant/dynamic_map_simd.h"
 #include "quant/group_extremes_simd.h"
 #include "quant/group_map_table.h"
 
 #define LT_CAT_(a, b) a##b
 #define LT_CAT(a, b) LT_CAT_(a, b)
+#define LT_CODER inline __attribute__((always_inline))
 
 namespace lowtide::quant {
 namespace {
 
-// A block of codes, first n of 32; those beyond must be 0 (the unused nibble of a last byte).
-LT_SIMD void store_nibbles(uint8_t* p, int64_t n, const vi32 q[kVecs]) {
-  vi32 both[kVecs / 2];
-#pragma GCC unroll 4
-  for (int v = 0; v < kVecs / 2; ++v) both[v] = q[v] | (q[v + kVecs / 2] << 4);
-  if (n >= kBlock) {
-    store_16(p, both);
-    return;
-  }
-  uint8_t bytes[16];
-  store_16(bytes, both);
-  __builtin_memcpy(p, bytes, block_bytes<4>(n));
-}
-
+// How the codes of a map are found and stored.
 template <bool kStochastic>
-struct Encoder {
-  const LevelTable& t;
-  Lookup16 middle, level, per_gap;
+class TabledCoder {
+ public:
+  static constexpr int kBits = 4;
+  explicit LT_CODER TabledCoder(const QuantizeMapJob& job)
+      : t(*job.levels), middle(t.middle), level(t.level), per_gap(t.per_gap) {}
 
-  explicit inline __attribute__((always_inline)) Encoder(const LevelTable& table)
-      : t(table), middle(table.middle), level(table.level), per_gap(table.per_gap) {}
-
-  inline __attribute__((always_inline)) vi32 codes(vf32 y, vi32 noise) const {
+  LT_CODER vi32 codes(vf32 y, vi32 noise) const {
     if constexpr (!kStochastic) return rank15<false>(t.middle, middle, y);
     const vf32 at = min_f(splat(t.level[15]), max_f(splat(t.level[0]), y));
     const vi32 code = rank_of_level(at);
     const vi32 up = to_int_rne((at - level.at(code)) * per_gap.at(code));
     return code + ((up + noise) >> 16);
   }
+  // A block of codes.
+  static LT_CODER void put(uint8_t* p, const vi32 q[kVecs]) {
+    vi32 both[kVecs / 2];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs / 2; ++v) both[v] = q[v] | (q[v + kVecs / 2] << 4);
+    store_16(p, both);
+  }
 
  private:
+  const LevelTable& t;
+  Lookup16 middle, level, per_gap;
+
   // The largest i with level[i] <= at.
-  inline __attribute__((always_inline)) vi32 rank_of_level(vf32 at) const {
+  LT_CODER vi32 rank_of_level(vf32 at) const {
 #if defined(__AVX2__)
     vi32 r{};
 #pragma GCC unroll 4
@@ -64,10 +65,24 @@ struct Encoder {
   }
 };
 
-template <class In, bool kStochastic>
+template <bool is_signed, bool kStochastic>
+struct Dynamic8Coder {
+  static constexpr int kBits = 8;
+  explicit LT_CODER Dynamic8Coder(const QuantizeMapJob&) {}
+
+  LT_CODER vi32 codes(vf32 y, vi32 noise) const {
+    return kStochastic ? dynamic_stochastic_bins<is_signed>(y, noise)
+                       : dynamic_nearest_bins<is_signed>(y);
+  }
+  static LT_CODER void put(uint8_t* p, const vi32 q[kVecs]) {
+    store_codes<8>(p, q, is_signed ? kDynamicZeroSigned : 0, 0);
+  }
+};
+
+template <class Coder, class In, bool kStochastic>
 int64_t quantize_simd(const QuantizeMapJob& job, int64_t begin, int64_t end) {
   const GroupShape& s = job.out.shape;
-  const Encoder<kStochastic> encode(*job.levels);
+  const Coder coder(job);
   const bool is_signed = map_is_signed(job.map);
   Noise noise(job.key, job.param, job.role);
   int64_t bad = 0;
@@ -95,8 +110,8 @@ int64_t quantize_simd(const QuantizeMapJob& job, int64_t begin, int64_t end) {
           if constexpr (kStochastic) noise.block(i - seg, r16);
 #pragma GCC unroll 8
           for (int v = 0; v < kVecs; ++v)
-            q[v] = encode.codes(load_float(x + i + v * kLanes) * splat(p.inv), r16[v]);
-          store_nibbles(codes + i / 2, kBlock, q);
+            q[v] = coder.codes(load_float(x + i + v * kLanes) * splat(p.inv), r16[v]);
+          Coder::put(codes + i * Coder::kBits / 8, q);
         }
       for (; i < stop; i += kBlock) {  // a short block, or a group to be cleaned
         const int64_t n = stop - i < kBlock ? stop - i : kBlock;
@@ -107,20 +122,33 @@ int64_t quantize_simd(const QuantizeMapJob& job, int64_t begin, int64_t end) {
         }
         if constexpr (kStochastic) noise.block(i - seg, r16);
         for (int v = 0; v < kVecs; ++v) {
-          q[v] = encode.codes(load<vf32>(clean + v * kLanes) * splat(p.inv), r16[v]);
+          q[v] = coder.codes(load<vf32>(clean + v * kLanes) * splat(p.inv), r16[v]);
+          // the unused nibble of a last byte is 0
           q[v] &= as_i(iota()) + v * kLanes < splat_i(static_cast<int32_t>(n));
         }
-        store_nibbles(codes + i / 2, n, q);
+        uint8_t bytes[kBlock];
+        Coder::put(bytes, q);
+        __builtin_memcpy(codes + i * Coder::kBits / 8, bytes,
+                         static_cast<size_t>(block_bytes<Coder::kBits>(n)));
       }
     }
   }
   return bad;
 }
 
+template <class In, bool kStochastic>
+int64_t quantize_rounded(const QuantizeMapJob& job, int64_t begin, int64_t end) {
+  if (map_bits(job.map) == 4)
+    return quantize_simd<TabledCoder<kStochastic>, In, kStochastic>(job, begin, end);
+  return map_is_signed(job.map)
+             ? quantize_simd<Dynamic8Coder<true, kStochastic>, In, kStochastic>(job, begin, end)
+             : quantize_simd<Dynamic8Coder<false, kStochastic>, In, kStochastic>(job, begin, end);
+}
+
 template <class In>
 int64_t quantize_from(const QuantizeMapJob& job, int64_t begin, int64_t end) {
-  return job.stochastic ? quantize_simd<In, true>(job, begin, end)
-                        : quantize_simd<In, false>(job, begin, end);
+  return job.stochastic ? quantize_rounded<In, true>(job, begin, end)
+                        : quantize_rounded<In, false>(job, begin, end);
 }
 
 int64_t quantize_any(const QuantizeMapJob& job, int64_t begin, int64_t end) {
@@ -129,30 +157,74 @@ int64_t quantize_any(const QuantizeMapJob& job, int64_t begin, int64_t end) {
   return quantize_from<Half>(job, begin, end);
 }
 
-template <class Out>
-void dequantize_to(const DequantizeMapJob& job, int64_t begin, int64_t end) {
+// The values of a group's codes, a block at a time.
+class TabledDecoder {
+ public:
+  static constexpr int kBits = 4;
+  LT_CODER TabledDecoder(const DequantizeMapJob& job, float scale)
+      : level_(job.levels->level), scale_(splat(scale)) {}
+  LT_CODER void block(const uint8_t* p, vf32 x[kVecs]) const {
+    vi32 q[kVecs];
+    load_codes<4>(p, q);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) x[v] = level_.at(q[v]) * scale_;
+  }
+
+ private:
+  Lookup16 level_;
+  vf32 scale_;
+};
+
+template <bool is_signed>
+class Dynamic8Decoder {
+ public:
+  static constexpr int kBits = 8;
+  LT_CODER Dynamic8Decoder(const DequantizeMapJob&, float scale) : decode_(scale) {}
+  LT_CODER void block(const uint8_t* p, vf32 x[kVecs]) const {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) x[v] = decode_(p + v * kLanes);
+  }
+
+ private:
+  DynamicDecoder<is_signed> decode_;
+};
+
+template <class Decoder, class Out>
+void dequantize_simd(const DequantizeMapJob& job, int64_t begin, int64_t end) {
   const GroupShape& s = job.in.shape;
-  const Lookup16 level(job.levels->level);
   GroupSpan at{};
   if (begin < end) at = group_span(s, begin);
   for (int64_t g = begin; g < end; ++g, next_group(at, s)) {
     const uint8_t* codes = job.in.codes + at.row * row_bytes(s) + code_offset(s, at.col);
     Out* out = static_cast<Out*>(job.out) + at.row * s.cols + at.col;
-    const vf32 scale = splat(job.in.scale[g]);
-    vi32 q[kVecs];
+    const Decoder decode(job, job.in.scale[g]);
+    vf32 x[kVecs];
     int64_t i = 0;
     for (; i + kBlock <= at.n; i += kBlock) {
-      load_codes<4>(codes + i / 2, q);
+      decode.block(codes + i * Decoder::kBits / 8, x);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) store_float(out + i + v * kLanes, level.at(q[v]) * scale);
+      for (int v = 0; v < kVecs; ++v) store_float(out + i + v * kLanes, x[v]);
     }
     if (i < at.n) {
       Out part[kBlock];
-      load_codes<4>(codes + i / 2, at.n - i, q);
-      for (int v = 0; v < kVecs; ++v) store_float(part + v * kLanes, level.at(q[v]) * scale);
+      uint8_t bytes[kBlock] = {};
+      __builtin_memcpy(bytes, codes + i * Decoder::kBits / 8,
+                       static_cast<size_t>(block_bytes<Decoder::kBits>(at.n - i)));
+      decode.block(bytes, x);
+      for (int v = 0; v < kVecs; ++v) store_float(part + v * kLanes, x[v]);
       __builtin_memcpy(out + i, part, static_cast<size_t>(at.n - i) * sizeof(Out));
     }
   }
+}
+
+template <class Out>
+void dequantize_to(const DequantizeMapJob& job, int64_t begin, int64_t end) {
+  if (map_bits(job.map) == 4)
+    dequantize_simd<TabledDecoder, Out>(job, begin, end);
+  else if (map_is_signed(job.map))
+    dequantize_simd<Dynamic8Decoder<true>, Out>(job, begin, end);
+  else
+    dequantize_simd<Dynamic8Decoder<false>, Out>(job, begin, end);
 }
 
 void dequantize_any(const DequantizeMapJob& job, int64_t begin, int64_t end) {

@@ -12,7 +12,7 @@ struct QuantizeMapJob {
   const void* x;
   FloatType type;
   LevelMap map;
-  const LevelTable* levels;
+  const LevelTable* levels;  // of 4-bit maps
   GroupMatrix out;
   bool stochastic;
   bool bf16_scale;
@@ -23,6 +23,7 @@ struct QuantizeMapJob {
 
 struct DequantizeMapJob {
   ConstGroupMatrix in;
+  LevelMap map;
   const LevelTable* levels;
   void* out;
   FloatType type;

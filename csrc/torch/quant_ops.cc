@@ -132,10 +132,12 @@ Tensor quantize_map_list(const Tensors& xs, const Tensors& codes, const Tensors&
   check_lengths(xs.size(), codes, scales, {});
   STD_TORCH_CHECK(!xs.empty() && params.size() == xs.size(),
                   "lowtide: params must list one id for each tensor");
+  const int bits = quant::map_bits(static_cast<quant::LevelMap>(map));
   std::vector<quant::GroupMatrix> outs;  // all checked before any is changed
   for (size_t i = 0; i < xs.size(); ++i) {
     float_type(xs[i], "x");
-    outs.push_back(matrix(codes[i], scales[i], nullptr, shape_of(xs[i], scales[i], 4, group, "x")));
+    outs.push_back(
+        matrix(codes[i], scales[i], nullptr, shape_of(xs[i], scales[i], bits, group, "x")));
   }
   if (check) refuse_nonfinite(xs);
   int64_t bad = 0;
@@ -150,10 +152,11 @@ Tensor quantize_map_list(const Tensors& xs, const Tensors& codes, const Tensors&
 void dequantize_map_list(const Tensors& codes, const Tensors& scales, const Tensors& outs,
                          int64_t map, int64_t group) {
   check_lengths(outs.size(), codes, scales, {});
+  const int bits = quant::map_bits(static_cast<quant::LevelMap>(map));
   std::vector<quant::ConstGroupMatrix> ins;
   for (size_t i = 0; i < outs.size(); ++i) {
     float_type(outs[i], "out");
-    const quant::GroupShape s = shape_of(outs[i], scales[i], 4, group, "out");
+    const quant::GroupShape s = shape_of(outs[i], scales[i], bits, group, "out");
     check_packed(codes[i], scales[i], nullptr, s);
     ins.push_back({const_u8(codes[i], "codes"), const_f32(scales[i], "scale"), nullptr, s});
   }

@@ -24,13 +24,11 @@ __all__: list[str] = [
     "dct_forward",
     "dct_inverse",
     "dct_power",
-    "dequantize_dynamic",
     "dequantize_group",
     "dequantize_map",
     "gemv",
     "matmul",
     "num_threads",
-    "quantize_dynamic",
     "quantize_group",
     "quantize_map",
     "random_add",
@@ -132,12 +130,6 @@ def dct_inverse(
 def dct_power(
     x: numpy.typing.NDArray[numpy.float32], columns: bool, square: bool
 ) -> numpy.typing.NDArray[numpy.float32]: ...
-def dequantize_dynamic(
-    out: numpy.typing.NDArray[numpy.float32],
-    codes: numpy.typing.NDArray[numpy.uint8],
-    absmax: numpy.typing.NDArray[numpy.float32],
-    signed: bool,
-) -> None: ...
 def dequantize_group(
     codes: numpy.typing.NDArray[numpy.uint8],
     scale: numpy.typing.NDArray[numpy.float32],
@@ -181,12 +173,6 @@ def matmul(
     tb: bool,
 ) -> None: ...
 def num_threads() -> int: ...
-def quantize_dynamic(
-    codes: numpy.typing.NDArray[numpy.uint8],
-    absmax: numpy.typing.NDArray[numpy.float32],
-    x: numpy.typing.NDArray[numpy.float32],
-    signed: bool,
-) -> int: ...
 def quantize_group(
     x: numpy.ndarray,
     codes: numpy.typing.NDArray[numpy.uint8],

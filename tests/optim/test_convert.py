@@ -119,8 +119,9 @@ def test_bitsandbytes_states_survive_the_round_trip_bit_for_bit(name: str) -> No
 def test_the_maps_are_the_same_256_values(signed: bool) -> None:
     arrays = saved("adamw8bit")[1]
     theirs = arrays["0.qmap1" if signed else "0.qmap2"]
-    codes = torch.arange(256, dtype=torch.uint8)
-    ours = lt.ops.dequantize_dynamic(codes, torch.ones(1), signed=signed)
+    codes = torch.arange(256, dtype=torch.uint8)[None]
+    name = "dynamic8" if signed else "dynamic8_unsigned"
+    ours = lt.ops.dequantize_map(codes, torch.ones(1, 1), map=name, group=256, cols=256)[0]
     assert torch.allclose(ours, theirs, rtol=1.5e-7, atol=0)
     assert torch.equal(lt.optim.convert.dynamic_map(8, signed=signed), theirs)
     nibbles = saved("torchao4")[1]["0.exp_avg.qmap" if signed else "0.exp_avg_sq.qmap"]

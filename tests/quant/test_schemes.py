@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import lowtide as lt
 from lowtide import ops
-from lowtide.quant._format import LEVEL_MAPS
+from lowtide.quant._format import LEVEL_MAPS, map_bits, map_of
 
 # The published levels, typed in again: QLoRA's appendix E, torchao's create_dynamic_map(True, 3, 4), and so on.
 NF4 = [
@@ -25,12 +25,12 @@ NF4 = [
 ]  # fmt: skip
 
 
-def dynamic_map(signed: bool) -> list[float]:
-    """create_dynamic_map of bitsandbytes with 3 exponents and 4 bits, in float64."""
+def dynamic_map(signed: bool, exponents: int = 3) -> list[float]:
+    """create_dynamic_map of bitsandbytes with 3 exponents and 4 bits (7: 8 bits), in float64."""
     values = [0.0, 1.0]
-    for i in range(3):
+    for i in range(exponents):
         edges = np.linspace(0.1, 1, 2 ** (i if signed else i + 1) + 1)
-        centers = 10.0 ** (i - 2) * (edges[:-1] + edges[1:]) / 2
+        centers = 10.0 ** (i - exponents + 1) * (edges[:-1] + edges[1:]) / 2
         values += [*centers, *(-centers if signed else [])]
     return sorted(values)
 
@@ -40,10 +40,13 @@ LEVELS = {
     "dynamic": np.array(dynamic_map(True)),
     "dynamic_unsigned": np.array(dynamic_map(False)),
     "linear_nozero": np.arange(1, 17) / 16,
+    "dynamic8": np.array(dynamic_map(True, 7)),
+    "dynamic8_unsigned": np.array(dynamic_map(False, 7)),
 }
+TABLED = [m for m in LEVEL_MAPS if map_bits(m) == 4]
 FORMATS = [
-    (8, "symmetric"), (8, "asymmetric"), (8, "dynamic"), (8, "dynamic_unsigned"), (4, "symmetric"), (4, "asymmetric"),
-    *((4, m) for m in LEVEL_MAPS),
+    (8, "symmetric"), (8, "asymmetric"), (4, "symmetric"), (4, "asymmetric"),
+    *((map_bits(m), m.replace("8", "")) for m in LEVEL_MAPS),
 ]  # fmt: skip
 DTYPES = ["float32", "bfloat16", "float16"]
 
@@ -64,18 +67,16 @@ def grouped(scale: np.ndarray, cols: int, group: int) -> np.ndarray:
 @st.composite
 def cases(draw: Any) -> tuple[torch.Tensor, dict[str, Any]]:
     bits, scheme = draw(st.sampled_from(FORMATS))
-    blockwise = bits == 8 and scheme.startswith("dynamic")
     dims = draw(
         st.lists(st.integers(0, 5), max_size=2).flatmap(
             lambda d: st.integers(0, 200).map(lambda last: [*d, last])
         )
     )
     kwargs: dict[str, Any] = {"bits": bits, "scheme": scheme, "flat": draw(st.booleans())}
-    if not blockwise:
-        kwargs["group"] = 32 * draw(st.sampled_from([1, 2, 3, 8, 128]))
-        kwargs["rounding"] = draw(st.sampled_from(["nearest", "stochastic"]))
-        kwargs["scale_dtype"] = draw(st.sampled_from(["float32", "bfloat16"]))
-        kwargs["seed"], kwargs["offset"] = draw(st.integers(0, 2**63 - 1)), draw(st.integers(0, 2**40))
+    kwargs["group"] = 32 * draw(st.sampled_from([1, 2, 3, 8, 128]))
+    kwargs["rounding"] = draw(st.sampled_from(["nearest", "stochastic"]))
+    kwargs["scale_dtype"] = draw(st.sampled_from(["float32", "bfloat16"]))
+    kwargs["seed"], kwargs["offset"] = draw(st.integers(0, 2**63 - 1)), draw(st.integers(0, 2**40))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     x = torch.randn(dims, generator=generator) * 10.0 ** draw(st.integers(-3, 2))
     kind = draw(st.sampled_from(["both", "positive", "negative", "sparse", "zero"]))
@@ -94,10 +95,7 @@ def largest_gap(bits: int, scheme: str) -> float:
     """The widest distance of neighbouring levels, in units of the scale."""
     if scheme in ("symmetric", "asymmetric"):
         return 1.0
-    if bits == 8:
-        return 0.9 / (64 if scheme == "dynamic" else 128)  # the last decade's bins
-    levels = LEVELS[scheme]
-    return float(np.diff(levels).max())
+    return float(np.diff(LEVELS[map_of(scheme, bits) or ""]).max())
 
 
 @settings(max_examples=250, deadline=None)
@@ -110,17 +108,17 @@ def test_any_tensor_survives_any_format(case: tuple[torch.Tensor, dict[str, Any]
     assert y.isfinite().all()
     bits, scheme, cols = kwargs["bits"], kwargs["scheme"], x.numel() if kwargs["flat"] else x.shape[-1]
     # really quantized, tails too
-    if bits == 4:
-        rows = x.numel() // cols if cols else 0
-        assert q.codes.numel() == rows * (cols // 32 * 16 + min(cols % 32, 16))
-    else:
-        assert q.codes.numel() == x.numel()
+    rows = x.numel() // cols if cols else 0
+    row = cols if bits == 8 else cols // 32 * 16 + min(cols % 32, 16)
+    if cols:
+        assert q.codes.shape == (rows, row)
+        assert q.scale.shape == (rows, -(-cols // kwargs["group"]))
     # zero is exact
     zeros = q.dequantize("float32")[x == 0]
     if scheme != "linear_nozero":
         assert not zeros.any()
     # within a step: half of one or one, ends of the asymmetric range half a step more, and the rounding of the output
-    steps = 1.0 if kwargs.get("rounding") == "stochastic" else 0.5
+    steps = 1.0 if kwargs["rounding"] == "stochastic" else 0.5
     steps += 0.5 if scheme == "asymmetric" else 0.0
     if x.numel():
         scale = q.scale.float().max().item()
@@ -140,10 +138,10 @@ def test_any_tensor_survives_any_format(case: tuple[torch.Tensor, dict[str, Any]
         assert n.codes.tobytes() == q.codes.numpy().tobytes()
         assert n.scale.tobytes() == q.scale.contiguous().view(torch.uint8).numpy().tobytes()
         assert n.dequantize().tobytes() == y.numpy().tobytes()
-        assert n.scale_dtype == q.scale_dtype == kwargs.get("scale_dtype", "float32")
+        assert n.scale_dtype == q.scale_dtype == kwargs["scale_dtype"]
 
 
-@pytest.mark.parametrize("scheme", LEVEL_MAPS)
+@pytest.mark.parametrize("scheme", TABLED)
 @pytest.mark.parametrize("scale_dtype", ["float32", "bfloat16"])
 def test_codes_are_the_nearest_levels(isa: str, scheme: str, scale_dtype: str) -> None:
     rng = np.random.default_rng(3)
@@ -163,7 +161,7 @@ def test_codes_are_the_nearest_levels(isa: str, scheme: str, scale_dtype: str) -
     )
 
 
-@pytest.mark.parametrize("scheme", LEVEL_MAPS)
+@pytest.mark.parametrize("scheme", TABLED)
 def test_all_sixteen_codes_and_all_midpoints(isa: str, scheme: str) -> None:
     """Levels come back as themselves; exact midpoints go down, the next float goes up."""
     levels = LEVELS[scheme].astype(np.float32)
@@ -195,7 +193,7 @@ def test_all_codes_of_integers_and_ties_to_even(isa: str, bits: int, scheme: str
     )
 
 
-@pytest.mark.parametrize(("bits", "scheme"), [f for f in FORMATS if f[0] == 4 or not f[1].startswith("dyn")])
+@pytest.mark.parametrize(("bits", "scheme"), FORMATS)
 @pytest.mark.parametrize("scale_dtype", ["float32", "bfloat16"])
 def test_stochastic_rounding_is_unbiased(bits: int, scheme: str, scale_dtype: str) -> None:
     """z-score of the mean error over 2^20 draws of fixed seeds, and of every sixteenth of the range."""
@@ -203,6 +201,8 @@ def test_stochastic_rounding_is_unbiased(bits: int, scheme: str, scale_dtype: st
     x = rng.uniform(-0.88, 0.88, (4096, 256)).astype(np.float32)
     if scheme in ("dynamic_unsigned", "linear_nozero"):
         x = rng.uniform(0.0626, 1.0, x.shape).astype(np.float32)
+    if bits == 8 and scheme.startswith("dynamic"):  # half of them down into the gap around zero
+        x[:, ::2] *= 10.0 ** rng.uniform(-7.5, 0, x[:, ::2].shape).astype(np.float32)
     x[:, 0] = 1.0  # every group has the same scale
     if scheme == "asymmetric":
         x[:, 1] = -1.0
@@ -217,7 +217,7 @@ def test_stochastic_rounding_is_unbiased(bits: int, scheme: str, scale_dtype: st
         assert abs(part.mean()) < 4 * part.std() / math.sqrt(part.size) + 1e-12
 
 
-@pytest.mark.parametrize(("bits", "scheme"), [f for f in FORMATS if f[0] == 4 or not f[1].startswith("dyn")])
+@pytest.mark.parametrize(("bits", "scheme"), FORMATS)
 def test_a_bfloat16_scale_makes_no_gain_error(bits: int, scheme: str) -> None:
     """Codes are computed with the stored scale: averaged over draws, values come back without a gain.
 
@@ -240,7 +240,7 @@ def test_a_bfloat16_scale_makes_no_gain_error(bits: int, scheme: str) -> None:
 @pytest.mark.parametrize(("bits", "scheme"), FORMATS)
 def test_flat_groups_are_those_of_the_flattened_tensor(bits: int, scheme: str) -> None:
     x = torch.randn(7, 5, 13, generator=torch.Generator().manual_seed(2))
-    group = 256 if bits == 8 and scheme.startswith("dynamic") else 32
+    group = 32
     a = lt.quant.quantize(x, bits, group, scheme=scheme, flat=True)
     b = lt.quant.quantize(x.reshape(1, -1), bits, group, scheme=scheme)
     assert torch.equal(a.codes, b.codes)
@@ -322,8 +322,8 @@ def test_list_forms_equal_single_calls(map: str, rounding: str) -> None:
     ops.dequantize_map_list_([], [], [], map=map, group=32)
 
 
-def packed() -> tuple[torch.Tensor, torch.Tensor]:
-    return ops.quantize_map(matrices()[0], map="nf4", group=32)
+def packed(map: str = "nf4") -> tuple[torch.Tensor, torch.Tensor]:
+    return ops.quantize_map(matrices()[0], map=map, group=32)
 
 
 @pytest.mark.parametrize(
@@ -340,6 +340,11 @@ def packed() -> tuple[torch.Tensor, torch.Tensor]:
         (lambda: ops.quantize_map(matrices()[0], map="nf4", group=32, seed=-1), "seed"),
         (lambda: ops.dequantize_map(*packed(), map="nf4", group=32, cols=71), "codes must have shape"),
         (lambda: ops.dequantize_map(*packed(), map="nf4", group=64, cols=70), "scale"),
+        (lambda: ops.dequantize_map(*packed(), map="dynamic8", group=32, cols=70), "70 columns of 8 bits"),
+        (
+            lambda: ops.dequantize_map(*packed("dynamic8"), map="nf4", group=32, cols=70),
+            "70 columns of 4 bits",
+        ),
         (
             lambda: ops.dequantize_map(*packed(), map="nf4", group=32, cols=70, dtype=torch.float64),
             "dtype must be",
@@ -380,6 +385,7 @@ def test_an_op_called_directly_never_writes_out_of_bounds() -> None:
         ([x], [codes], [scale.double()], *tail),
         ([x.T], [codes], [scale], *tail),
         ([x], [codes], [scale], 9, *tail[1:]),
+        ([x], [codes], [scale], 4, *tail[1:]),
         ([x], [codes], [scale], 0, 33, *tail[2:]),
         ([x, x], [codes], [scale], *tail),
         ([x], [codes], [scale], *tail[:6], [], *tail[7:]),
@@ -390,33 +396,38 @@ def test_an_op_called_directly_never_writes_out_of_bounds() -> None:
         ([codes], [scale], [torch.empty(3, 71)], 0, 32),
         ([codes], [scale], [torch.empty(3, 70, dtype=torch.float64)], 0, 32),
         ([codes], [scale], [torch.empty(3, 70)], -1, 32),
+        ([codes], [scale], [torch.empty(3, 70)], 5, 32),
         ([codes], [scale], [], 0, 32, 3),
     ):
         with pytest.raises((RuntimeError, TypeError)):
             decode(*args)
 
 
-def test_opcheck() -> None:
+@pytest.mark.parametrize("map", ["nf4", "dynamic8"])
+def test_opcheck(map: str) -> None:
     x = matrices()[0]
-    codes, scale = packed()
-    tail = (0, 32, True, 1, 2, 3, [4], 5, 0, True, True)
+    codes, scale = packed(map)
+    tail = (LEVEL_MAPS[map], 32, True, 1, 2, 3, [4], 5, 0, True, True)
     torch.library.opcheck(torch.ops.lowtide.quantize_map_list_.default, ([x], [codes], [scale], *tail))
     torch.library.opcheck(
-        torch.ops.lowtide.dequantize_map_list_.default, ([codes], [scale], [torch.empty(3, 70)], 0, 32)
+        torch.ops.lowtide.dequantize_map_list_.default,
+        ([codes], [scale], [torch.empty(3, 70)], LEVEL_MAPS[map], 32),
     )
 
 
-def test_compiles_without_graph_breaks() -> None:
+@pytest.mark.parametrize("map", ["nf4", "dynamic8"])
+def test_compiles_without_graph_breaks(map: str) -> None:
     def round_trip(x: torch.Tensor) -> torch.Tensor:
-        codes, scale = ops.quantize_map(x, map="nf4", group=32, rounding="stochastic", seed=1)
-        return ops.dequantize_map(codes, scale, map="nf4", group=32, cols=x.shape[-1])
+        codes, scale = ops.quantize_map(x, map=map, group=32, rounding="stochastic", seed=1)
+        return ops.dequantize_map(codes, scale, map=map, group=32, cols=x.shape[-1])
 
     x = matrices()[0]
     compiled = torch.compile(round_trip, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), round_trip(x))
 
 
-def test_the_packed_product_does_not_take_levels_for_integers() -> None:
-    q = lt.quant.quantize(matrices()[0], 4, 32, scheme="dynamic_unsigned")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_packed_product_does_not_take_levels_for_integers(bits: int) -> None:
+    q = lt.quant.quantize(matrices()[0], bits, 32, scheme="dynamic_unsigned")
     with pytest.raises(lt.LowtideValueError, match="scheme 'dynamic_unsigned'"):
         ops.matmul(torch.randn(2, 70), q, tb=True)

@@ -189,11 +189,10 @@ def test_dynamic_policies_and_refusals() -> None:
         q = lt.quant.quantize(array, scheme="dynamic", nonfinite="skip")
         assert q.nonfinite == 1
         assert float(q.dequantize()[3]) == 0
-    for kwargs in ({"group": 64}, {"rounding": "stochastic"}, {"scale_dtype": "bfloat16"}):
-        with pytest.raises(lt.LowtideValueError, match="flat blocks of 256"):
-            lt.quant.quantize(data(3), scheme="dynamic", **kwargs)
     state = lt.quant.quantize(data(300), scheme="dynamic").to_dict()
     with pytest.raises(lt.LowtideValueError, match="codes must have shape"):
         lt.quant.Quantized.from_dict({**state, "shape": (301,)})
-    with pytest.raises(lt.LowtideValueError, match="damaged"):
+    with pytest.raises(lt.LowtideValueError, match="scale must have shape"):
         lt.quant.Quantized.from_dict({**state, "group": 128})
+    with pytest.raises(lt.LowtideValueError, match="codes must have shape"):
+        lt.quant.Quantized.from_dict({**state, "bits": 4})

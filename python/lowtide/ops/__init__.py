@@ -27,7 +27,6 @@ from lowtide import _core
 torch.ops.lowtide._set_isa(_core.active_isa_id())
 
 from lowtide.ops.dct import dct, dct_power, idct  # noqa: E402
-from lowtide.ops.dynamic_map import dequantize_dynamic, quantize_dynamic  # noqa: E402
 from lowtide.ops.gemv import gemv  # noqa: E402
 from lowtide.ops.level_maps import (  # noqa: E402
     dequantize_map,
@@ -65,7 +64,6 @@ __all__ = [
     "apply_update_",
     "dct",
     "dct_power",
-    "dequantize_dynamic",
     "dequantize_group",
     "dequantize_group_list_",
     "dequantize_map",
@@ -75,7 +73,6 @@ __all__ = [
     "gemv",
     "idct",
     "matmul",
-    "quantize_dynamic",
     "quantize_group",
     "quantize_group_list_",
     "quantize_map",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ops of the 4-bit codecs with fixed levels. The list forms are one op call for a whole model."""
+"""Ops of the codecs with fixed levels. The list forms are one op call for a whole model."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from lowtide.quant._format import (
     check_format,
     choice,
     group_count,
+    map_bits,
     row_bytes,
 )
 
@@ -51,17 +52,17 @@ def quantize_map(
     bf16_scale: bool = False,
     nonfinite: str = "raise",
 ) -> tuple[Tensor, Tensor]:
-    """4-bit codes of ``x`` (..., cols) for the levels of ``map``, in groups along its last dimension.
+    """Codes of ``x`` (..., cols) for the levels of ``map``, in groups along its last dimension.
 
     Args:
-        map: ``"nf4"``, ``"dynamic"``, ``"dynamic_unsigned"`` or ``"linear_nozero"``.
+        map: ``"nf4"``, ``"dynamic"``, ``"dynamic_unsigned"`` or ``"linear_nozero"`` (4 bits), ``"dynamic8"`` or
+            ``"dynamic8_unsigned"``.
         bf16_scale: scales that bfloat16 holds exactly (still returned as float32), and codes computed with them.
 
     Returns:
         codes uint8 (rows, row_bytes), scale float32 (rows, groups).
     """
-    check_format(4, group)
-    choice(map, "map", tuple(LEVEL_MAPS))
+    check_format(map_bits(map), group)
     choice(rounding, "rounding", ROUNDINGS)
     choice(nonfinite, "nonfinite", NONFINITE)
     seed, step, slot, offset = _address(seed, step, slot, offset)
@@ -81,7 +82,7 @@ def quantize_map_checked(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, scale and the number of non-finite elements; arguments are checked but for ``x``."""
     x, rows, cols = _as_matrix(x)
-    codes = x.new_empty((rows, row_bytes(cols, 4)), dtype=torch.uint8)
+    codes = x.new_empty((rows, row_bytes(cols, map_bits(map))), dtype=torch.uint8)
     scale = x.new_empty((rows, group_count(cols, group)), dtype=torch.float32)
     bad = _op.quantize_map_list_(
         [x], [codes], [scale], LEVEL_MAPS[map], group, rounding == "stochastic", at.seed, at.step, at.slot,
@@ -110,7 +111,7 @@ def quantize_map_list_(
     Returns:
         The number of non-finite elements (int64, no dimensions), or ``None`` for empty lists.
     """
-    choice(map, "map", tuple(LEVEL_MAPS))
+    bits = map_bits(map)
     choice(rounding, "rounding", ROUNDINGS)
     choice(nonfinite, "nonfinite", NONFINITE)
     ids = _params(params, len(xs))
@@ -120,7 +121,7 @@ def quantize_map_list_(
     if not xs:  # an empty list carries no dispatch key
         return None
     for x, c, s in zip(xs, codes, scales, strict=True):
-        _check_source(x, c, s, None, 4, group)
+        _check_source(x, c, s, None, bits, group)
     changed = [*codes, *scales]
     check_mutable(changed, "codes or scale")
     try:
@@ -144,7 +145,7 @@ def dequantize_map(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """level[code] * scale as a float32, bfloat16 or float16 matrix (rows, cols)."""
-    _check_packed(codes, scale, None, cols, 4, group)
+    _check_packed(codes, scale, None, cols, map_bits(map), group)
     out = _empty_matrix(scale, cols, dtype)
     dequantize_map_list_([codes], [scale], [out], map=map, group=group)
     return out
@@ -154,13 +155,13 @@ def dequantize_map_list_(
     codes: Sequence[Tensor], scales: Sequence[Tensor], outs: Sequence[Tensor], *, map: str, group: int
 ) -> None:
     """Decode each packed matrix into the tensor of ``outs`` that has its shape."""
-    choice(map, "map", tuple(LEVEL_MAPS))
+    bits = map_bits(map)
     if not len(outs) == len(codes) == len(scales):
         raise LowtideValueError("codes, scales and outs must have equal lengths")
     if not outs:
         return
     for out, c, s in zip(outs, codes, scales, strict=True):
-        _check_target(out, c, s, None, 4, group)
+        _check_target(out, c, s, None, bits, group)
     check_mutable(outs, "out")
     _op.dequantize_map_list_(list(codes), list(scales), list(outs), LEVEL_MAPS[map], group)
     mutated(*outs)

@@ -11,14 +11,13 @@ import numpy as np
 from lowtide import _core
 from lowtide._arrays import is_torch
 from lowtide.errors import LowtideTypeError, LowtideValueError
-from lowtide.quant import _dynamic as dynamic
 from lowtide.quant._format import (
-    DYNAMIC,
     FLOATS,
     LEVEL_MAPS,
     ROLE_QUANT_SR,
     Address,
     group_count,
+    map_of,
     nonfinite_error,
     row_bytes,
 )
@@ -44,9 +43,9 @@ class Format(NamedTuple):
     bf16_scale: bool
 
     @property
-    def blockwise(self) -> bool:
-        """The 8-bit maps: one code an element, flat blocks of 256."""
-        return self.bits == 8 and self.scheme in DYNAMIC
+    def map(self) -> str | None:
+        """The fixed levels of the codes, by the kernels' name; ``None`` for integers with a scale."""
+        return map_of(self.scheme, self.bits)
 
 
 def dtype_of(x: Any) -> str:
@@ -64,10 +63,6 @@ def dtype_of(x: Any) -> str:
 
 def encode(x: Any, form: Format, at: Address, nonfinite: str) -> Codes:
     """Codes of ``x``. Raises as ``nonfinite`` says."""
-    if form.blockwise:
-        x = x.float() if is_torch(x) else np.ascontiguousarray(x, np.float32)
-        codes, scale, bad = dynamic.quantize(x, nonfinite, signed=form.scheme == "dynamic")
-        return Codes(codes, scale, None, bad)
     result = _encode_torch(x, form, at) if is_torch(x) else _encode_numpy(x, form, at)
     if result.nonfinite and nonfinite == "raise":
         raise nonfinite_error(result.nonfinite, "x")
@@ -78,10 +73,8 @@ def _encode_torch(x: Any, form: Format, at: Address) -> Codes:
     from lowtide.ops.level_maps import quantize_map_checked
     from lowtide.ops.quant import quantize_checked
 
-    if form.scheme in LEVEL_MAPS:
-        codes, scale, bad = quantize_map_checked(
-            x, form.scheme, form.group, form.rounding, at, form.bf16_scale
-        )
+    if form.map:
+        codes, scale, bad = quantize_map_checked(x, form.map, form.group, form.rounding, at, form.bf16_scale)
         return Codes(codes, scale, None, int(bad))
     codes, scale, zero, bad = quantize_checked(
         x, form.bits, form.group, form.scheme, form.rounding, at, form.range_id, bf16_scale=form.bf16_scale
@@ -97,9 +90,9 @@ def _encode_numpy(x: Any, form: Format, at: Address) -> Codes:
     matrix = _native(x).reshape(rows, cols)
     stochastic = form.rounding == "stochastic"
     noise = at.seed, at.step, at.slot, at.param, ROLE_QUANT_SR, at.offset
-    if form.scheme in LEVEL_MAPS:
+    if form.map:
         bad = _core.quantize_map(
-            matrix, codes, scale, LEVEL_MAPS[form.scheme], form.group, stochastic, *noise, form.bf16_scale
+            matrix, codes, scale, LEVEL_MAPS[form.map], form.group, stochastic, *noise, form.bf16_scale
         )
     else:
         bad = _core.quantize_group(
@@ -126,34 +119,21 @@ def _native(x: Any) -> Any:
 
 def decode(codes: Any, scale: Any, zero: Any, form: Format, rows: int, cols: int, dtype: str) -> Any:
     """The matrix (rows, cols) as ``dtype``; ``scale`` is float32."""
-    if form.blockwise:
-        flat = dynamic.dequantize(codes, scale, signed=form.scheme == "dynamic")
-        if is_torch(flat):
-            import torch
-
-            if dtype == "float16":  # saturated, as the other codecs
-                flat = flat.clamp(-65504, 65504)
-            return flat.to(getattr(torch, dtype))
-        if dtype == "float16":
-            return np.clip(flat, -65504, 65504).astype(np.float16)
-        return flat if dtype == "float32" else flat.astype(_bfloat16())
     if is_torch(codes):
         import torch
 
         from lowtide import ops
 
         as_dtype = getattr(torch, dtype)
-        if form.scheme in LEVEL_MAPS:
-            return ops.dequantize_map(
-                codes, scale, map=form.scheme, group=form.group, cols=cols, dtype=as_dtype
-            )
+        if form.map:
+            return ops.dequantize_map(codes, scale, map=form.map, group=form.group, cols=cols, dtype=as_dtype)
         return ops.dequantize_group(
             codes, scale, zero, bits=form.bits, group=form.group, cols=cols, dtype=as_dtype
         )
     final = _bfloat16() if dtype == "bfloat16" else np.dtype(dtype)
     out = np.empty((rows, cols), np.uint16 if dtype == "bfloat16" else final)
-    if form.scheme in LEVEL_MAPS:
-        _core.dequantize_map(codes, scale, out, LEVEL_MAPS[form.scheme], form.group)
+    if form.map:
+        _core.dequantize_map(codes, scale, out, LEVEL_MAPS[form.map], form.group)
     else:
         _core.dequantize_group(codes, scale, zero, out, form.bits, form.group)
     return out.view(final)

@@ -13,11 +13,20 @@ from lowtide.errors import LowtideValueError
 SCHEMES = ("symmetric", "asymmetric")
 #: Schemes of `Linear` weights.
 LINEAR_SCHEMES = (*SCHEMES, "nf4")
-#: 4-bit schemes with fixed levels, as the kernels number them (csrc/quant/group_map_scalar.h).
-LEVEL_MAPS = {"nf4": 0, "dynamic": 1, "dynamic_unsigned": 2, "linear_nozero": 3}
-#: 8-bit maps of optimizer states, in flat blocks of 256.
-DYNAMIC = ("dynamic", "dynamic_unsigned")
-ALL_SCHEMES = (*SCHEMES, *LEVEL_MAPS)
+#: Maps to fixed levels, as the kernels number them (csrc/quant/group_map_scalar.h).
+LEVEL_MAPS = {
+    "nf4": 0, "dynamic": 1, "dynamic_unsigned": 2, "linear_nozero": 3, "dynamic8": 4, "dynamic8_unsigned": 5
+}  # fmt: skip
+#: The map of a scheme with so many bits.
+_MAPS = {
+    ("nf4", 4): "nf4",
+    ("dynamic", 4): "dynamic",
+    ("dynamic", 8): "dynamic8",
+    ("dynamic_unsigned", 4): "dynamic_unsigned",
+    ("dynamic_unsigned", 8): "dynamic8_unsigned",
+    ("linear_nozero", 4): "linear_nozero",
+}
+ALL_SCHEMES = (*SCHEMES, "nf4", "dynamic", "dynamic_unsigned", "linear_nozero")
 FLOATS = ("float32", "bfloat16", "float16")
 SCALE_DTYPES = ("float32", "bfloat16")
 ROUNDINGS = ("nearest", "stochastic")
@@ -41,6 +50,25 @@ def check_format(bits: int, group: int) -> None:
         raise LowtideValueError(f"bits must be 8 or 4, got {bits!r}")
     if not isinstance(group, int) or not 32 <= group <= 1 << 30 or group % 32:
         raise LowtideValueError(f"group must be a multiple of 32 between 32 and 2**30, got {group!r}")
+
+
+def map_bits(map: str) -> int:
+    """Bits of a code of ``map``, which must be one of LEVEL_MAPS."""
+    return 8 if choice(map, "map", tuple(LEVEL_MAPS)).startswith("dynamic8") else 4
+
+
+def map_of(scheme: str, bits: int) -> str | None:
+    """The map of ``scheme``; ``None`` for integers with a scale.
+
+    Raises:
+        LowtideValueError: the scheme has no map of so many bits.
+    """
+    if scheme in SCHEMES:
+        return None
+    found = _MAPS.get((scheme, bits))
+    if found is None:
+        raise LowtideValueError(f"scheme={scheme!r} has 4 bits, got bits={bits}; pass bits=4")
+    return found
 
 
 def check_linear(bits: int, group: int, scheme: str) -> None:

@@ -15,9 +15,7 @@ from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.quant import _codec as codec
 from lowtide.quant._format import (
     ALL_SCHEMES,
-    DYNAMIC,
     FLOATS,
-    LEVEL_MAPS,
     NONFINITE,
     ROUNDINGS,
     SCALE_DTYPES,
@@ -26,6 +24,7 @@ from lowtide.quant._format import (
     check_format,
     choice,
     group_count,
+    map_of,
     range_id,
     row_bytes,
 )
@@ -37,8 +36,7 @@ class Quantized:
 
     Attributes:
         codes: uint8, (rows, bytes of a row); rows are all dimensions but the last. 4-bit codes take half a byte.
-            8-bit dynamic codes are flat, one an element.
-        scale: float32 or bfloat16 (NumPy: its bits as uint16), (rows, groups); one a block for 8-bit dynamic codes.
+        scale: float32 or bfloat16 (NumPy: its bits as uint16), (rows, groups).
         zero: uint8, (rows, groups), for the asymmetric scheme, else ``None``.
         shape: shape of the tensor.
         bits: 8 or 4.
@@ -114,8 +112,7 @@ def _matrix(shape: tuple[int, ...], flat: bool) -> tuple[int, int]:
 def _check_scheme(bits: int, group: int, scheme: str) -> None:
     check_format(bits, group)
     choice(scheme, "scheme", ALL_SCHEMES)
-    if bits == 8 and scheme in LEVEL_MAPS and scheme not in DYNAMIC:
-        raise LowtideValueError(f"scheme={scheme!r} has 4 bits, got bits=8; pass bits=4")
+    map_of(scheme, bits)
 
 
 def _check(q: Quantized) -> None:
@@ -136,12 +133,6 @@ def _check(q: Quantized) -> None:
     groups: tuple[int, ...] = (rows, group_count(cols, q.group))
     codes: tuple[int, ...] = (rows, row_bytes(cols, q.bits))
     scale_dtypes = ("float32", "bfloat16" if is_torch(q.codes) else "uint16")
-    if q.bits == 8 and q.scheme in DYNAMIC:
-        if q.group != 256:
-            raise LowtideValueError(
-                f"8-bit dynamic codes have blocks of 256, got group={q.group}; the state is damaged"
-            )
-        groups, codes, scale_dtypes = (group_count(rows * cols, 256),), (rows * cols,), ("float32", "float32")
     parts: list[tuple[str, Any, tuple[str, ...], tuple[int, ...]]] = [
         ("codes", q.codes, ("uint8",), codes),
         ("scale", q.scale, scale_dtypes, groups),
@@ -194,8 +185,8 @@ def quantize(
     ``"symmetric"``         an integer times the scale, max|x| / 127 (4 bits: / 7)
     ``"asymmetric"``        the same from a zero point; the range always holds 0, which stays exact
     ``"nf4"``               4 bits: one of the 16 levels of QLoRA (arXiv 2305.14314, appendix E)
-    ``"dynamic"``           signed map of optimizer states. 4 bits: torchao's 16 levels. 8 bits: bitsandbytes' 256, in
-                            flat blocks of 256, rounded to nearest
+    ``"dynamic"``           signed map of optimizer states. 8 bits: bitsandbytes' 256 levels (with ``group=256,
+                            flat=True`` also its format). 4 bits: torchao's 16
     ``"dynamic_unsigned"``  the same construction for values >= 0 (second moments)
     ``"linear_nozero"``     4 bits: (code + 1) / 16, for values >= 0 (arXiv 2309.01507; torchao's second moments)
     ======================  =======================================================================================
@@ -206,7 +197,7 @@ def quantize(
         bits: 8 or 4.
         group: elements that share a scale, a multiple of 32.
         scheme: see the table. Maps scale by the group's largest magnitude; unsigned ones take negative values as 0.
-        rounding: ``"nearest"`` (integers: ties to even; levels: ties to the lower one) or ``"stochastic"`` (unbiased;
+        rounding: ``"nearest"`` (integers: ties to even; 16 levels: ties to the lower one; 256: away from zero) or ``"stochastic"`` (unbiased;
             noise addressed by ``seed``, ``step``, ``slot``, ``param`` and the element's index plus ``offset``).
         flat: groups run over the flattened tensor instead of each row.
         scale_dtype: ``"float32"``, or ``"bfloat16"``: rounded up before codes are computed, so that there is no gain
@@ -237,11 +228,6 @@ def quantize(
     form = codec.Format(
         bits, group, scheme, rounding, range_id(scheme, compat=compat, headroom=headroom), bf16_scale
     )
-    if form.blockwise and (group != 256 or rounding != "nearest" or bf16_scale):
-        raise LowtideValueError(
-            f"scheme={scheme!r} with 8 bits has flat blocks of 256, rounded to nearest, and float32 scales; leave group, "
-            "rounding and scale_dtype out, or pass bits=4"
-        )
     at = Address.checked(seed, step, slot, param, offset)
     dtype = codec.dtype_of(x)
     made = codec.encode(x.reshape(1, math.prod(x.shape)) if flat else x, form, at, nonfinite)

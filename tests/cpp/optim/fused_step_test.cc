@@ -8,8 +8,7 @@
 
 #include "base/error.h"
 #include "optim/weights.h"
-#include "quant/dynamic_map.h"
-#include "quant/group_format.h"
+#include "quant/group_map.h"
 #include "quant/map4_scalar.h"
 #include "testing.h"
 
@@ -67,8 +66,11 @@ struct Case {
     m_codes.resize(static_cast<size_t>(bytes(n))), v_codes = m_codes;
     m_absmax.resize(static_cast<size_t>(parts(n))), v_absmax = m_absmax;
     if (states == StateKind::dynamic8) {
-      quant::quantize_dynamic(m_codes.data(), m_absmax.data(), m.data(), n, true);
-      quant::quantize_dynamic(v_codes.data(), v_absmax.data(), v.data(), n, false);
+      const quant::GroupShape row{.rows = 1, .cols = n, .group = quant::kDynamicBlock, .bits = 8};
+      quant::quantize_map(m.data(), quant::FloatType::f32, quant::LevelMap::dynamic8,
+                          {m_codes.data(), m_absmax.data(), nullptr, row}, {});
+      quant::quantize_map(v.data(), quant::FloatType::f32, quant::LevelMap::dynamic8_unsigned,
+                          {v_codes.data(), v_absmax.data(), nullptr, row}, {});
     } else {
       for (size_t i = 0; i < m_codes.size(); ++i)
         m_codes[i] = static_cast<uint8_t>(i * 37 + 11), v_codes[i] = static_cast<uint8_t>(i * 101);

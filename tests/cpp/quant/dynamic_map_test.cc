@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "quant/dynamic_map.h"
+// The 8-bit dynamic maps: their numerics, and the codec that shares them (quant/group_map.h) where
+// it differs from that of 16 levels.
+#include "quant/group_map.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
-#include "base/error.h"
 #include "testing.h"
 
 namespace lowtide::quant {
@@ -21,19 +22,28 @@ struct Encoded {
   std::vector<float> absmax;
 };
 
-Encoded encode(const std::vector<float>& x, bool is_signed, int64_t* nonfinite = nullptr) {
-  const auto n = static_cast<int64_t>(x.size());
+LevelMap map_of(bool is_signed) {
+  return is_signed ? LevelMap::dynamic8 : LevelMap::dynamic8_unsigned;
+}
+
+// As bitsandbytes has it: one row in blocks of 256.
+Encoded encode(const std::vector<float>& x, bool is_signed, int64_t* nonfinite = nullptr,
+               const MapOptions& options = {}) {
+  const GroupShape row{.rows = 1, .cols = static_cast<int64_t>(x.size()), .group = kDynamicBlock};
   Encoded e{std::vector<uint8_t>(x.size()),
-            std::vector<float>(static_cast<size_t>(dynamic_blocks(n)))};
-  const int64_t bad = quantize_dynamic(e.codes.data(), e.absmax.data(), x.data(), n, is_signed);
+            std::vector<float>(static_cast<size_t>(groups_per_row(row)))};
+  const int64_t bad = quantize_map(x.data(), FloatType::f32, map_of(is_signed),
+                                   {e.codes.data(), e.absmax.data(), nullptr, row}, options);
   if (nonfinite != nullptr) *nonfinite = bad;
   return e;
 }
 
 std::vector<float> decode(const Encoded& e, bool is_signed) {
+  const GroupShape row{
+      .rows = 1, .cols = static_cast<int64_t>(e.codes.size()), .group = kDynamicBlock};
   std::vector<float> x(e.codes.size());
-  dequantize_dynamic(x.data(), e.codes.data(), e.absmax.data(), static_cast<int64_t>(x.size()),
-                     is_signed);
+  dequantize_map({e.codes.data(), e.absmax.data(), nullptr, row}, map_of(is_signed), x.data(),
+                 FloatType::f32);
   return x;
 }
 
@@ -164,9 +174,6 @@ TEST_P(DynamicMap, NonFiniteElementsAreCountedAndCodedAsZero) {
   EXPECT_NE(digest(clean.codes), digest(want.codes));
 }
 
-INSTANTIATE_TEST_SUITE_P(Map, DynamicMap, ::testing::Bool(),
-                         [](const auto& info) { return info.param ? "signed" : "unsigned"; });
-
 // Values of bitsandbytes 0.50.2, create_dynamic_map(signed, 7, 8).
 TEST(DynamicMapValues, AreThoseOfBitsandbytes) {
   struct Case {
@@ -195,10 +202,85 @@ TEST(DynamicMapValues, AreThoseOfBitsandbytes) {
   }
 }
 
-TEST(DynamicMapArguments, NegativeSizesAreRefused) {
-  EXPECT_THROW(quantize_dynamic(nullptr, nullptr, nullptr, -1, true), Error);
-  EXPECT_THROW(dequantize_dynamic(nullptr, nullptr, nullptr, -1, true), Error);
+// What a magnitude rounds to is one of its neighbours, with the right mean over all 2^16 noise
+// values: in the middle of every gap, beside both of its ends, and on every level.
+TEST_P(DynamicMap, StochasticRoundingIsExactInEveryGap) {
+  std::vector<float> value;
+  for (int c = 0; c < 256; ++c) value.push_back(dynamic_decode(kDynamic, c, GetParam(), 1.0f));
+  for (int c = 0; c < 255; ++c) {
+    const double gap = double{value[c + 1]} - value[c];
+    for (double f : {0.0, 0.003, 0.37, 0.5, 0.99}) {
+      const auto y = static_cast<float>(value[c] + f * gap);
+      double sum = 0;
+      int low = 255, high = 0;
+      for (uint32_t r = 0; r < 65536; ++r) {
+        const int code = dynamic_stochastic(kDynamicLines, y, GetParam(), r);
+        low = std::min(low, code), high = std::max(high, code);
+        sum += value[code];
+      }
+      // three roundings of numbers below 2^24, in steps of 2^-16 of a gap, and the grid itself
+      EXPECT_NEAR(sum / 65536, y, gap * 0x1p-15) << c << " " << f;
+      if (f == 0.0) {
+        EXPECT_GE(low, c - 1);
+        EXPECT_LE(high, c + 1);
+        for (uint32_t r : {4u, 32768u, 65531u})
+          EXPECT_EQ(dynamic_stochastic(kDynamicLines, y, GetParam(), r), c);
+      } else {
+        EXPECT_EQ(low, c);
+        EXPECT_EQ(high, c + 1);
+      }
+    }
+  }
 }
+
+TEST_P(DynamicMap, StochasticRoundingKeepsZeroAndOneAndSaturates) {
+  for (uint32_t r = 0; r < 65536; ++r) {
+    const auto code = [&](float y) { return dynamic_stochastic(kDynamicLines, y, GetParam(), r); };
+    const int zero = GetParam() ? kDynamicZeroSigned : 0;
+    ASSERT_EQ(code(0.0f), zero);
+    ASSERT_EQ(code(-0.0f), zero);
+    ASSERT_EQ(code(1e-12f), zero);  // 2^-19 of the first gap
+    ASSERT_EQ(code(1.0f), 255);
+    ASSERT_EQ(code(1.0000005f), 255);
+    ASSERT_EQ(code(-1.0f), 0);
+    ASSERT_EQ(code(-0.999f), 0);
+  }
+}
+
+// Vectors find segments from exponents: every end of one, every level and their neighbours must
+// come out as in the scalar definition, whatever the noise.
+TEST_P(DynamicMap, StochasticCodesAreTheSameAroundEveryLevel) {
+  std::vector<float> points = {0.0f, -0.0f};
+  auto add = [&](float v) {
+    for (int ulp = -3; ulp <= 3; ++ulp) {
+      const float w = bits_float(float_bits(v) + static_cast<uint32_t>(ulp));
+      if (w <= 1.0f) points.push_back(w), points.push_back(-w);
+    }
+  };
+  for (int j = 0; j < 7; ++j) add(kDynamicLines.end[GetParam()][j]);
+  for (int e = -126; e <= 0; ++e) add(std::ldexp(1.0f, e)), add(std::ldexp(1.3f, e - 1));
+  for (int c = 0; c < 256; ++c) add(std::abs(dynamic_decode(kDynamic, c, GetParam(), 1.0f)));
+  const auto more = wide_noise(20000, 6);
+  points.insert(points.end(), more.begin(), more.end());
+  const auto x = with_unit_blocks(points);
+  for (uint64_t seed : {1, 2})
+    same_everywhere([&] {
+      return digest(encode(x, GetParam(), nullptr,
+                           {.rounding = Rounding::stochastic, .stream = {.seed = seed}})
+                        .codes);
+    });
+}
+
+// The states' own path of encoding and the codec's agree, code for code.
+TEST_P(DynamicMap, NearestCodesAreThoseOfTheDefinition) {
+  const auto x = with_unit_blocks(wide_noise(20000, 9));
+  const Encoded e = encode(x, GetParam());
+  for (size_t i = 0; i < x.size(); ++i)
+    ASSERT_EQ(e.codes[i], dynamic_encode(kDynamic, x[i], GetParam(), 1.0f)) << x[i];
+}
+
+INSTANTIATE_TEST_SUITE_P(Map, DynamicMap, ::testing::Bool(),
+                         [](const auto& info) { return info.param ? "signed" : "unsigned"; });
 
 }  // namespace
 }  // namespace lowtide::quant

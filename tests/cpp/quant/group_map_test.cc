@@ -21,9 +21,20 @@ using ::lowtide::testing::Packed;
 using ::lowtide::testing::same_everywhere;
 
 constexpr LevelTables kTables = make_level_tables();
-constexpr LevelMap kMaps[] = {LevelMap::nf4, LevelMap::dynamic, LevelMap::dynamic_unsigned,
-                              LevelMap::linear_nozero};
+constexpr LevelMap kTabled[] = {LevelMap::nf4, LevelMap::dynamic, LevelMap::dynamic_unsigned,
+                                LevelMap::linear_nozero};
+constexpr LevelMap kMaps[] = {
+    LevelMap::nf4,           LevelMap::dynamic,  LevelMap::dynamic_unsigned,
+    LevelMap::linear_nozero, LevelMap::dynamic8, LevelMap::dynamic8_unsigned};
 const LevelTable& levels_of(LevelMap map) { return kTables.of[static_cast<int>(map)]; }
+// Ascending, one a code.
+std::vector<float> levels(LevelMap map) {
+  std::vector<float> out;
+  for (int c = 0; c < 1 << map_bits(map); ++c)
+    out.push_back(map_bits(map) == 4 ? levels_of(map).level[c]
+                                     : dynamic_decode(kDynamic, c, map_is_signed(map), 1.0f));
+  return out;
+}
 
 std::vector<uint16_t> to_16(const std::vector<float>& x, FloatType type) {
   std::vector<uint16_t> h;
@@ -47,6 +58,7 @@ using Param = std::tuple<LevelMap, Rounding, bool>;
 class GroupMap : public ::testing::TestWithParam<Param> {
  protected:
   LevelMap map() const { return std::get<0>(GetParam()); }
+  int bits() const { return map_bits(map()); }
   bool stochastic() const { return std::get<1>(GetParam()) == Rounding::stochastic; }
   MapOptions options(int64_t offset = 0) const {
     return {.rounding = std::get<1>(GetParam()),
@@ -60,7 +72,7 @@ TEST_P(GroupMap, SameBitsForEveryShapeTypeIsaAndThreadCount) {
   for (int64_t cols : {0, 1, 3, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 127, 129, 257, 576, 1000})
     for (int64_t group : {int64_t{32}, int64_t{96}, int64_t{1024}})
       for (int64_t offset : {int64_t{0}, (int64_t{1} << 40) + 113}) {
-        const GroupShape s{.rows = 3, .cols = cols, .group = group, .bits = 4};
+        const GroupShape s{.rows = 3, .cols = cols, .group = group, .bits = bits()};
         const auto x = noise(s.rows * s.cols, 11);
         same_everywhere([&] {
           const Packed p = packed(x, s, map(), options(offset));
@@ -80,44 +92,47 @@ TEST_P(GroupMap, SameBitsForEveryShapeTypeIsaAndThreadCount) {
 
 TEST_P(GroupMap, ManyGrainsLongGroupsAndRowShards) {
   for (int64_t group : {96, 4096}) {
-    const GroupShape s{.rows = 12, .cols = 5000, .group = group, .bits = 4};
+    const GroupShape s{.rows = 12, .cols = 5000, .group = group, .bits = bits()};
     const auto x = noise(s.rows * s.cols, 5);
     same_everywhere([&] { return packed(x, s, map(), options(3)).hash(); });
     const Packed whole = packed(x, s, map(), options(3));
-    const GroupShape one{.rows = 1, .cols = s.cols, .group = group, .bits = 4};
+    const GroupShape one{.rows = 1, .cols = s.cols, .group = group, .bits = bits()};
     const std::vector<float> part(x.begin() + 7 * s.cols, x.begin() + 8 * s.cols);
     const Packed p = packed(part, one, map(), options(3 + 7 * s.cols));
     EXPECT_EQ(0, std::memcmp(p.codes.data(), whole.codes.data() + 7 * row_bytes(s), row_bytes(s)));
   }
 }
 
-// The reference for nearest rounding: all sixteen distances in double. At a midpoint of y the lower
-// level wins.
+// The reference for nearest rounding: all distances in double. At a midpoint of y the lower of 16
+// levels wins; of 256 either, within 1e-4 of their distance.
 TEST_P(GroupMap, CodesAreTheNearestLevelsOrTheirNeighbours) {
-  const GroupShape s{.rows = 4, .cols = 3000, .group = 256, .bits = 4};
+  const GroupShape s{.rows = 4, .cols = 3000, .group = 256, .bits = bits()};
   const auto x = noise(s.rows * s.cols, 3);
-  const LevelTable& t = levels_of(map());
+  const std::vector<float> level = levels(map());
+  const int top = static_cast<int>(level.size()) - 1;
   const Packed p = packed(x, s, map(), options());
   for (int64_t i = 0; i < s.rows * s.cols; ++i) {
     const int64_t row = i / s.cols, col = i % s.cols;
     const float scale = p.scale[row * groups_per_row(s) + col / s.group];
     const double y = x[i] * (1.0f / scale);
-    const int code = get_code(p.codes.data() + row * row_bytes(s), col, 4);
+    const int code = get_code(p.codes.data() + row * row_bytes(s), col, s.bits);
     int best = 0;
-    for (int k = 1; k < 16; ++k)
-      if (std::abs(t.level[k] - y) < std::abs(t.level[best] - y)) best = k;
+    for (int k = 1; k <= top; ++k)
+      if (std::abs(level[k] - y) < std::abs(level[best] - y)) best = k;
+    const double around = level[std::min(top, code + 1)] - level[std::max(0, code - 1)];
     if (!stochastic()) {
-      ASSERT_EQ(code, best) << y;
-    } else if (y > t.level[0] && y < t.level[15]) {
-      ASSERT_LT(std::abs(t.level[code] - y),
-                t.level[std::min(15, code + 1)] - t.level[std::max(0, code - 1)])
-          << y;
+      if (s.bits == 4) {
+        ASSERT_EQ(code, best) << y;
+      }
+      ASSERT_LE(std::abs(level[code] - y), std::abs(level[best] - y) + 1e-4 * around) << y;
+    } else if (y > level[0] && y < level[top]) {
+      ASSERT_LT(std::abs(level[code] - y), around) << y;
     }
   }
 }
 
 TEST_P(GroupMap, NonFiniteElementsNeverReachTheScale) {
-  const GroupShape s{.rows = 2, .cols = 100, .group = 32, .bits = 4};
+  const GroupShape s{.rows = 2, .cols = 100, .group = 32, .bits = bits()};
   auto x = noise(s.rows * s.cols, 2);
   const float inf = std::numeric_limits<float>::infinity();
   x[5] = inf, x[40] = -inf, x[41] = std::nanf(""), x[99] = std::nanf(""), x[100] = inf;
@@ -133,7 +148,7 @@ TEST_P(GroupMap, NonFiniteElementsNeverReachTheScale) {
 }
 
 TEST_P(GroupMap, ZerosTinyHugeAndNegativeGroups) {
-  const GroupShape s{.rows = 1, .cols = 160, .group = 32, .bits = 4};
+  const GroupShape s{.rows = 1, .cols = 160, .group = 32, .bits = bits()};
   auto x = noise(160, 4);
   for (int i = 0; i < 32; ++i) x[i] = 0.0f;
   for (int i = 32; i < 64; ++i) x[i] *= 0x1p-130f;
@@ -151,7 +166,8 @@ TEST_P(GroupMap, ZerosTinyHugeAndNegativeGroups) {
 }
 
 std::string name_of(const ::testing::TestParamInfo<Param>& info) {
-  const char* names[] = {"nf4", "dynamic", "dynamic_unsigned", "linear_nozero"};
+  const char* names[] = {"nf4",           "dynamic",  "dynamic_unsigned",
+                         "linear_nozero", "dynamic8", "dynamic8_unsigned"};
   return std::string(names[static_cast<int>(std::get<0>(info.param))]) +
          (std::get<1>(info.param) == Rounding::nearest ? "_nearest" : "_stochastic") +
          (std::get<2>(info.param) ? "_bf16_scale" : "");
@@ -164,7 +180,7 @@ INSTANTIATE_TEST_SUITE_P(All, GroupMap,
                          name_of);
 
 TEST(GroupMapNumerics, EveryMidpointGoesDownAndItsSuccessorUp) {
-  for (LevelMap map : kMaps) {
+  for (LevelMap map : kTabled) {
     const LevelTable& t = levels_of(map);
     for (int i = 0; i < 15; ++i) {
       const double exact = (double{t.level[i]} + double{t.level[i + 1]}) * 0.5;
@@ -188,7 +204,7 @@ TEST(GroupMapNumerics, EveryMidpointGoesDownAndItsSuccessorUp) {
 
 // Over all 2^16 noise values the mean is the value itself, to half a step of the grid of 2^-16.
 TEST(GroupMapNumerics, StochasticRoundingIsExactOnItsGrid) {
-  for (LevelMap map : kMaps) {
+  for (LevelMap map : kTabled) {
     const LevelTable& t = levels_of(map);
     for (float y : {-0.99f, -0.7f, -0.25f, -0.01f, 0.001f, 0.0626f, 0.3f, 0.51f, 0.97f}) {
       if (y < t.level[0]) continue;
@@ -209,11 +225,15 @@ TEST(GroupMapNumerics, StochasticRoundingIsExactOnItsGrid) {
 TEST(GroupMapNumerics, StochasticRoundingIsUnbiased) {
   const int draws = 11000;
   for (LevelMap map : kMaps) {
-    const GroupShape s{.rows = 1, .cols = 100, .group = 128, .bits = 4};
+    const GroupShape s{.rows = 1, .cols = 100, .group = 128, .bits = map_bits(map)};
     auto x = noise(100, 8);
-    x[0] = 1.0f;  // the scale
-    const LevelTable& t = levels_of(map);
-    for (auto& v : x) v = std::max(v, t.level[0]);  // below the first level there is no bracket
+    const std::vector<float> level = levels(map);
+    const int top = static_cast<int>(level.size()) - 1;
+    if (map_bits(map) == 8)  // across its seven decades
+      for (size_t i = 0; i < x.size(); ++i)
+        x[i] *= static_cast<float>(std::pow(10.0, -static_cast<int>(i % 8)));
+    x[0] = 1.0f;                                  // the scale
+    for (auto& v : x) v = std::max(v, level[0]);  // below the first level there is no bracket
     std::vector<double> sum(100);
     for (int k = 0; k < draws; ++k) {
       const auto y = decoded(packed(x, s, map,
@@ -224,16 +244,19 @@ TEST(GroupMapNumerics, StochasticRoundingIsUnbiased) {
                              map);
       for (int i = 0; i < 100; ++i) sum[i] += double{y[i]} - x[i];
     }
+    // half a step of the grid; of 256 levels also their own roundings
+    const double grid = map_bits(map) == 8 ? 0x1p-15 : 0x1p-17;
     double chi = 0, total = 0, variance = 0;
     int counted = 0;
     for (int i = 0; i < 100; ++i) {
       int c = 0;
-      while (c < 14 && t.level[c + 1] <= x[i]) ++c;
-      const double gap = double{t.level[c + 1]} - t.level[c];
-      const double f = (x[i] - double{t.level[c]}) / gap;
+      while (c < top - 1 && level[c + 1] <= x[i]) ++c;
+      const double gap = double{level[c + 1]} - level[c];
+      const double f = (x[i] - double{level[c]}) / gap;
       const double sigma = gap * std::sqrt(f * (1 - f) * draws);
-      EXPECT_LE(std::abs(sum[i]), 4.5 * sigma + draws * gap * 0x1p-17) << i << " " << x[i];
-      total += sum[i], variance += sigma * sigma;
+      EXPECT_LE(std::abs(sum[i]), 4.5 * sigma + draws * gap * grid) << i << " " << x[i];
+      // in units of its gap: gaps differ by decades
+      total += sum[i] / gap, variance += sigma / gap * (sigma / gap);
       if (f > 1e-3 && f < 1 - 1e-3) chi += std::pow(sum[i] / sigma, 2), ++counted;
     }
     EXPECT_LT(std::abs(total) / std::sqrt(variance), 4.0);
@@ -266,7 +289,8 @@ TEST(GroupMapErrors, ImpossibleArgumentsAreRefused) {
   EXPECT_NO_THROW(call(good, LevelMap::nf4, nullptr, 0));
   EXPECT_THROW(call(good, LevelMap::nf4, zero, 0), Error);
   EXPECT_THROW(call(good, LevelMap::nf4, nullptr, -1), Error);
-  EXPECT_THROW(call(good, static_cast<LevelMap>(4), nullptr, 0), Error);
+  EXPECT_THROW(call(good, LevelMap::dynamic8, nullptr, 0), Error);
+  EXPECT_THROW(call(good, static_cast<LevelMap>(6), nullptr, 0), Error);
   EXPECT_THROW(call(good, static_cast<LevelMap>(-1), nullptr, 0), Error);
   EXPECT_THROW(call({2, 32, 32, 8}, LevelMap::nf4, nullptr, 0), Error);
   EXPECT_THROW(call({2, 32, 48, 4}, LevelMap::nf4, nullptr, 0), Error);

@@ -37,7 +37,7 @@ class GroupMapCuda : public ::lowtide::testing::ScalarReference {
                  << rows << "x" << cols << " group " << group << " map " << static_cast<int>(k.map)
                  << " stochastic " << (k.rounding == Rounding::stochastic) << " offset " << offset
                  << " skew " << skew);
-    const GroupShape shape{rows, cols, group, 4};
+    const GroupShape shape{rows, cols, group, map_bits(k.map)};
     const MapOptions options{k.rounding,
                              {.seed = 9, .step = 2, .param = 4, .role = random::kRoleQuantSr},
                              offset,
@@ -86,7 +86,8 @@ TEST_F(GroupMapCuda, SameBitsForEveryKindAndWidth) {
 TEST_F(GroupMapCuda, GroupsOfEverySizeAndNoiseOfEveryAlignment) {
   for (int64_t group : {32, 96, 256, 1024})
     for (int64_t offset : {int64_t{1}, int64_t{62}, (int64_t{1} << 40) + 112})
-      Check({LevelMap::nf4, Rounding::stochastic, true}, 2, 1100, group, offset, 0, noise(2200, 3));
+      for (LevelMap map : {LevelMap::nf4, LevelMap::dynamic8})
+        Check({map, Rounding::stochastic, true}, 2, 1100, group, offset, 0, noise(2200, 3));
 }
 
 TEST_F(GroupMapCuda, ExtremeValues) {
@@ -98,6 +99,23 @@ TEST_F(GroupMapCuda, ExtremeValues) {
   for (size_t i = 128; i < 160; ++i) x[i] *= 0x1p127f * 1.99f;
   for (size_t i = 160; i < 192; ++i) x[i] = -abs_f(x[i]);
   for (const Kind& k : kinds()) Check(k, 1, 192, 32, 0, 0, x);
+}
+
+// Every code of 8 bits decodes alike; values across all regions and around every boundary encode
+// alike.
+TEST_F(GroupMapCuda, AllBytesAndBoundaries) {
+  std::vector<float> x = {1.0f};
+  for (int s = 0; s < 2; ++s)
+    for (int r = 0; r < 8; ++r)
+      for (int ulp = -2; ulp <= 2; ++ulp)
+        for (float v : {kDynamic.boundary[s][r], kDynamicLines.end[s][r]})
+          if (v <= 1.0f) x.push_back(bits_float(float_bits(v) + static_cast<uint32_t>(ulp)));
+  x.resize(256, -0.0f);
+  for (int i = 0; i < 2048; ++i)
+    x.push_back((i % 2 ? -1.0f : 1.0f) * static_cast<float>(i % 256 == 0 ? 2048 : i) * 0x1p-11f);
+  for (LevelMap map : {LevelMap::dynamic8, LevelMap::dynamic8_unsigned})
+    for (Rounding rounding : {Rounding::nearest, Rounding::stochastic})
+      Check({map, rounding, false}, 1, static_cast<int64_t>(x.size()), 256, 0, 0, x);
 }
 
 TEST_F(GroupMapCuda, BadArgumentsAreRefused) {
@@ -112,7 +130,8 @@ TEST_F(GroupMapCuda, BadArgumentsAreRefused) {
   EXPECT_EQ(run(good, LevelMap::nf4, nullptr, 0), 0);
   EXPECT_EQ(run({1, 32, 33, 4}, LevelMap::nf4, nullptr, 0), cudaErrorInvalidValue);
   EXPECT_EQ(run({1, 32, 32, 8}, LevelMap::nf4, nullptr, 0), cudaErrorInvalidValue);
-  EXPECT_EQ(run(good, static_cast<LevelMap>(4), nullptr, 0), cudaErrorInvalidValue);
+  EXPECT_EQ(run(good, LevelMap::dynamic8, nullptr, 0), cudaErrorInvalidValue);
+  EXPECT_EQ(run(good, static_cast<LevelMap>(6), nullptr, 0), cudaErrorInvalidValue);
   EXPECT_EQ(run(good, LevelMap::nf4, b.data(), 0), cudaErrorInvalidValue);
   EXPECT_EQ(run(good, LevelMap::nf4, nullptr, -1), cudaErrorInvalidValue);
 }

@@ -12,7 +12,6 @@
 
 #include "optim/apply_update_cuda.h"
 #include "optim/fused_step_cuda.h"
-#include "quant/dynamic_map_cuda.h"
 #include "quant/gemv_cuda.h"
 #include "quant/group_codec_cuda.h"
 #include "quant/group_map_cuda.h"
@@ -87,23 +86,23 @@ void codecs() {
     ran("quant::requant_add_sr", 4 * kN + packed + kN * bits / 8,
         quant::cuda::requant_add_sr(q, x, {.alpha = 1e-4}, counter, nullptr));
   }
-  const quant::GroupMatrix levels{codes, scale, nullptr, {16, kN / 16, 256, 4}};
-  ran("quant::quantize_map", 4 * kN + kN / 2 + kN / 64,
-      quant::cuda::quantize_map(x, quant::FloatType::f32, quant::LevelMap::nf4, levels,
-                                {.rounding = quant::Rounding::stochastic}, counter, nullptr));
-  ran("quant::dequantize_map", 4 * kN + kN / 2 + kN / 64,
-      quant::cuda::dequantize_map({codes, scale, nullptr, levels.shape}, quant::LevelMap::nf4, x,
-                                  quant::FloatType::f32, nullptr));
+  for (quant::LevelMap map : {quant::LevelMap::nf4, quant::LevelMap::dynamic8}) {
+    const int bits = quant::map_bits(map);
+    const int64_t bytes = 4 * kN + kN * bits / 8 + kN / 64;
+    const quant::GroupMatrix levels{codes, scale, nullptr, {16, kN / 16, 256, bits}};
+    ran(bits == 4 ? "quant::quantize_map<4>" : "quant::quantize_map<8>", bytes,
+        quant::cuda::quantize_map(x, quant::FloatType::f32, map, levels,
+                                  {.rounding = quant::Rounding::stochastic}, counter, nullptr));
+    ran(bits == 4 ? "quant::dequantize_map<4>" : "quant::dequantize_map<8>", bytes,
+        quant::cuda::dequantize_map({codes, scale, nullptr, levels.shape}, map, x,
+                                    quant::FloatType::f32, nullptr));
+  }
   float* y = filled(kN / 1024, 0.0f);
   ran("quant::gemv_rows", kN + kN / 64 + 4 * (kN / 1024) + 4 * 1024 * (kN / 1024 / 16),
       quant::cuda::gemv(y, {codes, scale, nullptr, {kN / 1024, 1024, 256, 8}},
                         quant::Coding::integer, x, nullptr));
   ran("quant::count_nonfinite", 4 * kN,
       quant::cuda::count_nonfinite(x, quant::FloatType::f32, kN, counter, nullptr));
-  ran("quant::quantize_dynamic", 5 * kN + kN / 64,
-      quant::cuda::quantize_dynamic(codes, scale, x, kN, true, counter, nullptr));
-  ran("quant::dequantize_dynamic", 5 * kN + kN / 64,
-      quant::cuda::dequantize_dynamic(x, codes, scale, kN, true, nullptr));
 }
 
 void steps() {
