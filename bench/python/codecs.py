@@ -48,6 +48,7 @@ FORMATS = {
     "dynamic 8-bit": (8, 0.008, 0.03),
 }
 GROUPS = {"nf4": 64}  # others: 256
+MAPS = {"nf4": "nf4", "dynamic 8-bit": "dynamic8"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +111,10 @@ def _ours(verb: str, name: str, *, in_place: bool) -> Codec:
 
             return requantize, lambda: [q.dequantize() for q in packed]
         if verb == "quantize":
-            if name == "nf4":
+            if name in MAPS:
+                level = {"map": MAPS[name], "group": form["group"]}
                 return (
-                    lambda: ops.quantize_map_list_(xs, codes, scales, map="nf4", group=64, nonfinite="skip"),
+                    lambda: ops.quantize_map_list_(xs, codes, scales, nonfinite="skip", **level),
                     lambda: [q.dequantize() for q in packed],
                 )
             how |= {"rounding": form["rounding"], "seed": 1, "nonfinite": "skip"}
@@ -121,15 +123,9 @@ def _ours(verb: str, name: str, *, in_place: bool) -> Codec:
                 lambda: [q.dequantize() for q in packed],
             )
         into = [torch.empty_like(x) for x in xs]
-        if name == "nf4":
-            return lambda: ops.dequantize_map_list_(codes, scales, into, map="nf4", group=64), lambda: into
-        if name == "dynamic 8-bit":
-
-            def dynamic() -> None:
-                for c, s, o in zip(codes, scales, into, strict=True):
-                    ops.dequantize_dynamic(c, s, signed=True, out=o)
-
-            return dynamic, lambda: into
+        if name in MAPS:
+            level = {"map": MAPS[name], "group": form["group"]}
+            return lambda: ops.dequantize_map_list_(codes, scales, into, **level), lambda: into
         return lambda: ops.dequantize_group_list_(codes, scales, None, into, **how), lambda: into
 
     label = f"lowtide {verb} {name}" + (" in place" if in_place else "")
@@ -213,7 +209,7 @@ FORK = "bitsandbytes-cpu-fork"
 PEERS = [("bitsandbytes", "bitsandbytes", ()), (FORK, FORK, FULL), (f"{FORK} (AVX-512)", FORK, ())]
 VERBS = ("quantize", "dequantize")
 RIVALS = [
-    *(_ours("quantize", f, in_place=True) for f in FORMATS if f != "dynamic 8-bit"),
+    *(_ours("quantize", f, in_place=True) for f in FORMATS),
     *(_ours("dequantize", f, in_place=True) for f in FORMATS if not f.endswith("stochastic")),
     *(_ours("requantize", f, in_place=True) for f in ("int8 stochastic", "int4 stochastic")),
     *(_ours("quantize", f, in_place=False) for f in FORMATS),

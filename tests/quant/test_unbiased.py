@@ -17,7 +17,9 @@ import lowtide as lt
 from lowtide import ops
 
 INTEGERS = [(8, "symmetric"), (8, "asymmetric"), (4, "symmetric"), (4, "asymmetric")]
-MAPS = [(4, "nf4"), (4, "dynamic"), (4, "dynamic_unsigned"), (4, "linear_nozero")]
+MAPS = [
+    (4, "nf4"), (4, "dynamic"), (4, "dynamic_unsigned"), (4, "linear_nozero"), (8, "dynamic"), (8, "dynamic_unsigned"),
+]  # fmt: skip
 GROUP = 256
 
 

@@ -276,6 +276,10 @@ TEST(GroupMapFormat, Digests) {
   EXPECT_EQ(packed(x, s, LevelMap::dynamic_unsigned, sr).hash(), 0x9a8e232c19397caeull);
   EXPECT_EQ(packed(x, s, LevelMap::linear_nozero, {.bf16_scale = true}).hash(),
             0x8e381e83d37a850bull);
+  const GroupShape s8{.rows = 7, .cols = 613, .group = 64, .bits = 8};
+  EXPECT_EQ(packed(x, s8, LevelMap::dynamic8).hash(), 0x9bcc889aac9751d0ull);
+  EXPECT_EQ(packed(x, s8, LevelMap::dynamic8, sr).hash(), 0x67b7b37994d460e4ull);
+  EXPECT_EQ(packed(x, s8, LevelMap::dynamic8_unsigned, sr).hash(), 0x40cd4f47a509a47full);
 }
 
 TEST(GroupMapErrors, ImpossibleArgumentsAreRefused) {
