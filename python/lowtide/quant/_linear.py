@@ -26,17 +26,25 @@ def _accumulates(leaf: Tensor) -> bool:
     return bool(torch._C._will_engine_execute_node(node))
 
 
+def _row(module: Any, x: Tensor) -> Tensor:
+    """One row of x, of any shape, times Wᵀ: (out_features,) in float32, by a kernel whose sums have their own order.
+
+    Module and weight were checked when they were made, sizes are again by the op. The dictionaries are what attributes
+    of a module are read from: at this size every microsecond shows.
+    """
+    buffers = module._buffers
+    y: Tensor = torch.ops.lowtide.gemv.default(
+        module._parameters["weight"].detach(), buffers["weight_scale"], buffers["weight_zero"],
+        module.bits, module.scheme == "nf4", module.group, module.in_features,
+        x.detach().reshape(-1).float().contiguous(),
+    )  # fmt: skip
+    return y
+
+
 def _forward(x: Tensor, weight: QuantWeight) -> Tensor:
-    """x Wᵀ: one row by the faster kernel, whose sums have another order."""
+    """x Wᵀ for a matrix x."""
     if x.shape[0] == 1:
-        m = (
-            weight.module
-        )  # checked when it was made, sizes again by the op: ops.gemv would double the price of a call
-        y: Tensor = torch.ops.lowtide.gemv(
-            m.weight.data, m.weight_scale, m.weight_zero, m.bits, m.scheme == "nf4", m.group, m.in_features,
-            x[0].detach().float().contiguous(),
-        )  # fmt: skip
-        return y.unsqueeze(0)
+        return _row(weight.module, x).unsqueeze(0)
     return ops.matmul(x, weight.operand(), tb=True)
 
 
@@ -168,7 +176,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) in float32, bfloat16 or float16 -> (..., out_features) in the same dtype."""
-        if x.shape[-1:] != (self.in_features,):
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise LowtideValueError(
                 f"x must have {self.in_features} features in its last dimension, got {tuple(x.shape)}"
             )
@@ -176,13 +184,14 @@ class Linear(nn.Module):
             raise LowtideTypeError(
                 f"x must be float32, bfloat16 or float16, got {x.dtype}; convert it with .float()"
             )
-        flat = x.reshape(-1, self.in_features)
-        if flat.dtype == torch.float16:
-            flat = flat.float()
-        if torch.is_grad_enabled() and (flat.requires_grad or self._weight.trainable):
-            y = self._product(flat)
+        graph = torch.is_grad_enabled() and (x.requires_grad or self._weight.trainable)
+        if not graph and x.numel() == self.in_features > 0:
+            y = _row(self, x)
         else:
-            y = _forward(flat, self._weight)
+            flat = x.reshape(-1, self.in_features)
+            if flat.dtype == torch.float16:
+                flat = flat.float()
+            y = self._product(flat) if graph else _forward(flat, self._weight)
         if self.bias is not None:
             y = y + self.bias
         result: Tensor = y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
