@@ -43,11 +43,19 @@ PRESETS: dict[str, Callable[..., Composed]] = {
     "apollo": lambda m, **k: lt.optim.APOLLO(groups(m), lr=1e-2, **k),
     "apollo_svd": lambda m, **k: lt.optim.APOLLO(groups(m), lr=1e-2, proj="svd", **k),
     "apollo_mini": lambda m, **k: lt.optim.APOLLOMini(groups(m), lr=1e-2, **k),
+    "ldadam": lambda m, **k: lt.optim.LDAdam(every_step(m), lr=1e-2, **k),
+    "ldadam_int8_error": lambda m, **k: lt.optim.LDAdam(every_step(m), lr=1e-2, error_feedback="int8", **k),
+    "dct": lambda m, **k: lt.optim.DCTAdamW(every_step(m), lr=1e-2, weight_decay=0.0, **k),
+    "grass": lambda m, **k: lt.optim.GRASSAdamW(groups(m), lr=1e-2, **k),
 }
 
 
 def groups(model: nn.Module) -> list[dict]:
     return lt.optim.param_groups(model, rank=8, update_proj_gap=4, scale=1.0)
+
+
+def every_step(model: nn.Module) -> list[dict]:
+    return lt.optim.param_groups(model, rank=8)
 
 
 def make_model(seed: int = 0, quantized: bool = False, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -263,6 +271,9 @@ LOW_RANK = {
     "frugal": lt.optim.FRUGAL,
     "apollo": lt.optim.APOLLO,
     "apollo-mini": lt.optim.APOLLOMini,
+    "ldadam": lt.optim.LDAdam,
+    "dct": lt.optim.DCTAdamW,
+    "grass": lt.optim.GRASSAdamW,
 }
 
 

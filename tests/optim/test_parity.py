@@ -122,6 +122,7 @@ class _PeerProjection:
 
     needs_prev = False
     needs_gradient = False
+    needs_mean = False
     kind = "dense"
 
     def __init__(self, peer: torch.optim.Optimizer, p: torch.nn.Parameter) -> None:

@@ -52,6 +52,11 @@ PRESETS = {
     "APOLLO": preset("APOLLO", 1e-2, low=True),
     "APOLLO svd": preset("APOLLO", 1e-2, low=True, proj="svd"),
     "APOLLOMini": preset("APOLLOMini", 1e-2, low=True),
+    "LDAdam": preset("LDAdam", 2e-2, low=True),
+    "LDAdam int4": preset("LDAdam", 2e-2, low=True, error_feedback="int4"),
+    "DCTAdamW": preset("DCTAdamW", 2e-2, low=True),
+    "DCTAdamW plain": preset("DCTAdamW", 2e-2, low=True, error_feedback=None),
+    "GRASSAdamW": preset("GRASSAdamW", 4e-2, low=True),
 }
 
 

@@ -66,7 +66,12 @@ def add_parser(commands: Any) -> None:
            "(auto: int8 for qgalore, else fp32)", choices=("auto", *WEIGHTS))  # fmt: skip
     option("lr", "peak learning rate (default: the method's, above)", type=float, metavar="X")
     option("rank", "rank of low-rank methods", type=int, metavar="R")
-    option("update_proj_gap", "steps between refreshes of the subspace", type=int, metavar="T")
+    option(
+        "update_proj_gap",
+        "steps between refreshes of the subspace (default: the method's, 1 or 200)",
+        type=int,
+        metavar="T",
+    )
     option("scale", "factor on low-rank updates (default: the method's)", type=float, metavar="X")
     option(
         "betas",

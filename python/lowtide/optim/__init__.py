@@ -40,22 +40,32 @@ from lowtide.optim.presets import (
     QGaLoreAdamW,
     SGD8bit,
 )
+from lowtide.optim.presets_feedback import DCTAdamW, GRASSAdamW, LDAdam
 from lowtide.optim.presets_residual import APOLLO, FRUGAL, APOLLOMini, FiraAdamW
-from lowtide.optim.residuals import Drop, Residual, ScaledGradient, ScaledResidual, SignResidual
+from lowtide.optim.residuals import (
+    Drop,
+    ErrorFeedback,
+    Residual,
+    ScaledGradient,
+    ScaledResidual,
+    SignResidual,
+)
 from lowtide.optim.rules import AdaBeliefRule, AdamRule, LionRule, SGDRule
 from lowtide.optim.stores import BasisStore, StateStore
 from lowtide.optim.subspaces import (
+    Cosines,
     EveryT,
     ExactSVD,
     LazyDoubling,
+    PowerQR,
     RandomGaussian,
     RandomIndices,
     RandomizedSVD,
     RandomOrthonormal,
-    Reset,
-    Stale,
     Subspace,
+    TopIndices,
 )
+from lowtide.optim.transports import Reset, Rotate, Stale, Transport
 
 __all__ = [
     "APOLLO",
@@ -71,18 +81,24 @@ __all__ = [
     "AdamW8bit",
     "BasisStore",
     "Composed",
+    "Cosines",
+    "DCTAdamW",
     "Drop",
+    "ErrorFeedback",
     "EveryT",
     "ExactSVD",
     "FiraAdamW",
+    "GRASSAdamW",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
     "InBackward",
+    "LDAdam",
     "LazyDoubling",
     "Lion",
     "Lion8bit",
     "LionRule",
     "MemoryReport",
+    "PowerQR",
     "QGaLoreAdamW",
     "RandomGaussian",
     "RandomIndices",
@@ -90,6 +106,7 @@ __all__ = [
     "RandomizedSVD",
     "Reset",
     "Residual",
+    "Rotate",
     "SGD8bit",
     "SGDRule",
     "ScaledGradient",
@@ -98,6 +115,8 @@ __all__ = [
     "Stale",
     "StateStore",
     "Subspace",
+    "TopIndices",
+    "Transport",
     "from_bitsandbytes",
     "from_torchao",
     "in_backward",

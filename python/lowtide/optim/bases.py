@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +13,13 @@ from lowtide.ops.matmul import Packed
 
 
 class Basis(Protocol):
-    """The projection of one matrix (m x n). ``side`` as in :mod:`lowtide.lowrank`."""
+    """The projection of one matrix (m x n). ``side`` as in :mod:`lowtide.lowrank`.
+
+    Attributes:
+        reads_all: whether inf or NaN anywhere in a gradient shows in :meth:`down`.
+    """
+
+    reads_all: ClassVar[bool]
 
     def down(self, grad: Tensor) -> Tensor:
         """The gradient in the subspace, fp32: m x r (right) or r x n (left)."""
@@ -38,6 +44,8 @@ class DenseBasis:
 
     matrix: Tensor | Packed
     side: str
+
+    reads_all: ClassVar[bool] = True
 
     def down(self, grad: Tensor) -> Tensor:
         """See :class:`Basis`."""
@@ -72,6 +80,8 @@ class SeededBasis:
     side: str
     address: dict[str, int]  # seed, step, param
 
+    reads_all: ClassVar[bool] = True
+
     def down(self, grad: Tensor) -> Tensor:
         """See :class:`Basis`."""
         result: Tensor = self._projection().project(grad, side=self.side, **self.address)
@@ -105,6 +115,8 @@ class IndexBasis:
     dim: int
     side: str
 
+    reads_all: ClassVar[bool] = False
+
     def down(self, grad: Tensor) -> Tensor:
         """See :class:`Basis`."""
         return grad.index_select(self._axis, self.indices).float().contiguous()
@@ -127,3 +139,38 @@ class IndexBasis:
     @property
     def _axis(self) -> int:
         return 1 if self.side == "right" else 0
+
+
+@dataclass(frozen=True)
+class CosineBasis:
+    """Chosen rows of the DCT-II matrix: a fast transform, no product."""
+
+    indices: Tensor  # int32, ascending
+    dim: int
+    side: str
+
+    reads_all: ClassVar[bool] = True
+
+    def down(self, grad: Tensor) -> Tensor:
+        """See :class:`Basis`."""
+        r: Tensor = self._cosines().project(grad, self.side)
+        return r
+
+    def up(self, r: Tensor) -> Tensor:
+        """See :class:`Basis`."""
+        full: Tensor = self._cosines().project_back(r, self.side)
+        return full
+
+    def add_(self, x: Tensor, r: Tensor) -> None:
+        """See :class:`Basis`."""
+        x += self.up(r)
+
+    def rest(self, grad: Tensor, r: Tensor) -> Tensor:
+        """See :class:`Basis`."""
+        back = self.up(r)
+        return torch.sub(grad, back, out=back)
+
+    def _cosines(self) -> Any:
+        from lowtide.lowrank import DCTBasis
+
+        return DCTBasis(self.indices, self.dim)

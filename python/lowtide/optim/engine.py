@@ -23,8 +23,10 @@ from lowtide.optim import weights as weight_store
 from lowtide.optim.groups import check_low_rank_keys, rank_of
 from lowtide.optim.residuals import Drop, LowRankStep, Residual
 from lowtide.optim.rules import AdamRule, Rule
+from lowtide.optim.saved import check_saved
 from lowtide.optim.stores import STATE_BITS, BasisStore, StateStore
-from lowtide.optim.subspaces import EveryT, LazyDoubling, RandomizedSVD, Reset, Stale, Subspace
+from lowtide.optim.subspaces import EveryT, LazyDoubling, RandomizedSVD, Subspace
+from lowtide.optim.transports import Change, Rotate, Stale, Transport, overlap
 
 State: TypeAlias = "dict[str, Any]"
 
@@ -53,7 +55,8 @@ class Composed(Optimizer):
         LowtideValueError, LowtideTypeError: a bad argument or group key, named.
     """
 
-    #: ``scale`` of a low-rank group that has none.
+    #: ``update_proj_gap`` and ``scale`` of a low-rank group that has none.
+    default_gap: ClassVar[int] = 200
     default_scale: ClassVar[float] = 1.0
 
     def __init__(
@@ -67,7 +70,7 @@ class Composed(Optimizer):
         subspace: Subspace | None = None,
         basis: BasisStore | None = None,
         refresh: EveryT | LazyDoubling | None = None,
-        transport: Stale | Reset | None = None,
+        transport: Transport | None = None,
         residual: Residual | None = None,
         state: StateStore | None = None,
         stochastic: bool = True,
@@ -86,7 +89,7 @@ class Composed(Optimizer):
         self._subspace: Subspace = subspace or RandomizedSVD()
         self._basis = basis or BasisStore()
         self._refresh = refresh or EveryT()
-        self._transport = transport or Stale()
+        self._transport: Transport = transport or Stale()
         self._residual: Residual = residual or Drop()
         self._store = state or StateStore()
         self._stochastic = stochastic
@@ -97,6 +100,7 @@ class Composed(Optimizer):
                 f"refresh {type(self._refresh).__name__} compares bases, {type(self._subspace).__name__} has none to compare; "
                 "use EveryT"
             )
+        self._check_transport()
         self._skipped: list[Tensor] = []
         self._skipped_total = 0
         self._warned = False
@@ -119,7 +123,7 @@ class Composed(Optimizer):
         self._group_rule({**self._hyper(), **param_group})
         if "rank" in param_group:
             check_low_rank_keys(param_group)
-            param_group.setdefault("update_proj_gap", 200)
+            param_group.setdefault("update_proj_gap", self.default_gap)
             param_group.setdefault("scale", self.default_scale)
             param_group.setdefault("proj_type", "std")
         super().add_param_group(param_group)
@@ -253,13 +257,27 @@ class Composed(Optimizer):
         factor = 1.0 - float(group["lr"]) * float(group["weight_decay"])
         return (factor, 1.0) if self._decay == "before" else (1.0, factor)
 
-    def _step_low_rank(self, group: dict[str, Any], p: Tensor, param_id: int, grad: Tensor) -> None:
+    def _check_transport(self) -> None:
+        name = type(self._transport).__name__
+        if self._transport.needs_fp32 and self._store.kind != "fp32":
+            raise LowtideValueError(
+                f"transport {name} needs fp32 moments, got state {self._store.kind!r}; use StateStore()"
+            )
+        if isinstance(self._transport, Rotate):
+            if self._subspace.kind == "seed":
+                raise LowtideValueError("transport Rotate needs bases that are stored; use Stale or Reset")
+            if len(self._rule.moments) > 1 and not isinstance(self._rule, AdamRule):
+                raise LowtideValueError(
+                    f"transport Rotate knows Adam's second moment, not that of {type(self._rule).__name__}; use Reset"
+                )
 
+    def _step_low_rank(self, group: dict[str, Any], p: Tensor, param_id: int, grad: Tensor) -> None:
         state = self.state[p]
         side = state["side"]
-        grad = grad.reshape(grad.shape[0], -1)
+        grad = self._residual.prepare(grad.reshape(grad.shape[0], -1), state)
+        lost = None
         if self._refresh.due(state, state["step"]):
-            self._renew_basis(group, state, grad, param_id)
+            lost = self._renew_basis(group, state, grad, param_id)
         basis = self._subspace.load(state, self._basis)
         state["step"] += 1
         moment_step = state["step"]
@@ -277,10 +295,11 @@ class Composed(Optimizer):
                 state,
                 float(group["scale"]),
                 rule.scalars(moment_step)["a"],
+                lost,
             )
         )
         if combined is None:
-            self._skipped.append(_nonfinite_blocks(grad))
+            self._skipped.append(weight_store.nonfinite_blocks(grad))
             return
         update, factor = combined
         before, after = self._decays(group)
@@ -296,18 +315,25 @@ class Composed(Optimizer):
             param_ids=[param_id],
         )
 
-    def _renew_basis(self, group: dict[str, Any], state: State, grad: Tensor, param_id: int) -> None:
+    def _renew_basis(self, group: dict[str, Any], state: State, grad: Tensor, param_id: int) -> Tensor | None:
+        """Replace the basis; returns :attr:`LowRankStep.lost` if the residual wants it."""
         prev = None
-        if self._refresh.needs_prev or self._subspace.needs_prev:
-            prev = self._basis.dense(state)
         had_basis = "refreshes" in state
+        if self._refresh.needs_prev or self._subspace.needs_prev or isinstance(self._transport, Rotate):
+            prev = self._basis.dense(state)
         if self._subspace.needs_gradient and not weight_store.finite(grad):
             if had_basis:
-                return  # a poisoned gradient says nothing about the subspace: keep the basis in use
+                return None  # a poisoned gradient says nothing about the subspace: keep the basis in use
             raise LowtideRuntimeError(
                 "the first gradient of a low-rank parameter holds inf or NaN, so no subspace can be found; "
                 "lower lr or check the data"
             )
+        rule = self._group_rule(group)
+        moment = rule.moments[0][0]
+        carried = mean = None
+        if had_basis and (self._subspace.needs_mean or self._residual.needs_lost):
+            carried = self._subspace.load(state, self._basis).up(state[moment])
+            mean = carried / (1.0 - rule.momentum_decay ** state["step"])
         new = self._subspace.find(
             grad,
             state["rank"],
@@ -316,22 +342,27 @@ class Composed(Optimizer):
             seed=self._seed,
             step=state["step"],
             param=param_id,
+            mean=mean,
         )
-        if had_basis:
-            self._transport.switch(state, self._rule, self._store)
+        old_indices = state.get("basis.indices")
         if new is None:
-            state["basis.seed"], state["basis.step"], state["basis.param"] = (
-                self._seed,
-                state["step"],
-                param_id,
-            )
+            address = {"basis.seed": self._seed, "basis.step": state["step"], "basis.param": param_id}
+            state.update(address)
         elif self._subspace.kind == "indices":
             state["basis.indices"] = new
         else:
             self._refresh.observe(state, new, prev)
             self._basis.save(state, new)
+        if had_basis:
+            change = Change(lambda: overlap(new, prev), old_indices, state.get("basis.indices"))
+            self._transport.switch(state, rule, self._store, change)
         state["refreshed"] = state["step"]
         state["refreshes"] = state.get("refreshes", 0) + 1
+        if carried is None or not self._residual.needs_lost:
+            return None
+        carried -= self._subspace.load(state, self._basis).up(state[moment])
+        beta = rule.momentum_decay
+        return carried.mul_(beta / (1.0 - beta))
 
     def _direction(self, rule: Rule, rs: list[Tensor], states: list[State], step: int) -> None:
         """Overwrite each r (fp32) by the rule's direction and advance its moments."""
@@ -447,22 +478,4 @@ class Composed(Optimizer):
         want: State = {}
         # "fp32": converted moments that their library did not code (lowtide.optim.from_torchao).
         self._create_state(group, p, want, StateStore() if entry.get("fp32") else None)
-        for name, value in want.items():
-            got = entry.get(name)
-            if isinstance(value, Tensor):
-                if not isinstance(got, Tensor) or got.shape != value.shape or got.dtype != value.dtype:
-                    found = f"{tuple(got.shape)} {got.dtype}" if isinstance(got, Tensor) else "nothing"
-                    raise LowtideValueError(
-                        f"saved state {name!r} does not fit a parameter of shape {tuple(weight_store.shape(p))}: expected "
-                        f"{tuple(value.shape)} {value.dtype}, got {found}; build the optimizer with the settings it was saved with"
-                    )
-            elif name in ("side", "rank", "dim") and got != value:
-                raise LowtideValueError(
-                    f"saved state has {name} {got!r}, this optimizer has {value!r}; build it with the settings it was saved with"
-                )
-
-
-def _nonfinite_blocks(grad: Tensor) -> Tensor:
-    """Blocks of 256 elements that hold inf or NaN."""
-    bad = ~grad.isfinite().reshape(-1)
-    return torch.nn.functional.pad(bad, (0, -bad.numel() % 256)).reshape(-1, 256).any(1).sum()
+        check_saved(want, entry, weight_store.shape(p))

@@ -49,7 +49,7 @@ def param_groups(
     model: nn.Module,
     rank: int | float = 128,
     *,
-    update_proj_gap: int = 200,
+    update_proj_gap: int | None = None,
     scale: float | None = None,
     proj_type: str = "std",
     target: str | Sequence[str] | None = None,
@@ -62,7 +62,7 @@ def param_groups(
     Args:
         model: any module.
         rank: rank of the subspace; clamped per matrix to its smaller side. Or a fraction of that side, in (0, 1).
-        update_proj_gap: steps between refreshes of a subspace.
+        update_proj_gap: steps between refreshes of a subspace. Default: the optimizer's own (200 for GaLore).
         scale: multiplies the back-projected update (GaLore's alpha). Default: the optimizer's own (0.25 for GaLore).
         proj_type: ``"std"`` projects the shorter side; ``"reverse_std"``, ``"left"``, ``"right"`` as in galore-torch.
         target: regular expressions searched in parameter names: only these linear weights go low rank. Default: all.
@@ -76,7 +76,9 @@ def param_groups(
     """
     from lowtide.quant import is_quant_weight
 
-    keys: dict[str, Any] = {"rank": rank, "update_proj_gap": update_proj_gap, "proj_type": proj_type}
+    keys: dict[str, Any] = {"rank": rank, "proj_type": proj_type}
+    if update_proj_gap is not None:
+        keys["update_proj_gap"] = update_proj_gap
     if scale is not None:
         keys["scale"] = float(scale)
     check_low_rank_keys(keys)

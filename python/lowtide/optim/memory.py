@@ -23,13 +23,16 @@ _STATES = {
     "adabelief": (2, "fp32"), "adabelief8bit": (2, "int8"),
     "lion": (1, "fp32"), "lion8bit": (1, "int8"), "sgd": (1, "fp32"), "sgd8bit": (1, "int8"),
     "galore": (2, "fp32"), "galore8bit": (2, "int8"), "qgalore": (2, "int8"), "fira": (2, "fp32"),
-    "frugal": (2, "fp32"), "apollo": (2, "fp32"), "apollo-mini": (2, "fp32"),
+    "frugal": (2, "fp32"), "apollo": (2, "fp32"), "apollo-mini": (2, "fp32"), "ldadam": (2, "fp32"), "dct": (2, "fp32"),
+    "grass": (2, "fp32"),
 }  # fmt: skip
 #: Low-rank methods and what they keep of a subspace.
 _BASES = {
     "galore": "dense", "galore8bit": "dense", "qgalore": "int4", "fira": "dense", "frugal": "indices",
-    "apollo": "seed", "apollo-mini": "seed",
+    "apollo": "seed", "apollo-mini": "seed", "ldadam": "dense", "dct": "indices", "grass": "indices",
 }  # fmt: skip
+#: Bits of the error that is fed back, by element of the weight.
+_ERRORS = {"ldadam": 32, "dct": 8}
 #: What else the papers' figures seem to project, beside the linear weights of the layers (docs/training.md).
 _PAPER_PROJECTS = {
     "galore": ("head",), "galore8bit": ("head",), "qgalore": ("head",),
@@ -165,6 +168,13 @@ def _packed(rows: int, cols: int, bits: int, group: int) -> int:
     return rows * (row_bytes(cols, bits) + 5 * group_count(cols, group))
 
 
+def _error_bytes(bits: int, rows: int, cols: int, paper: bool) -> int:
+    """Bytes of the error of one matrix, as the preset keeps it by default."""
+    if bits == 8:
+        return rows * cols if paper else _packed(rows, cols, 8, GROUP)
+    return rows * cols * (bits // 16 if paper else bits // 8)
+
+
 def _basis_bytes(kind: str, rank: int, short: int, paper: bool) -> int:
     """Bytes of the subspace of one matrix."""
     if kind == "int4":
@@ -229,6 +239,7 @@ def memory(
             short, long = min(rows, cols), max(rows, cols)
             r = rank_of(rank, rows, cols)
             moment = r * long
+            count["states"] += _error_bytes(_ERRORS.get(method, 0), rows, cols, paper)
             count["basis"] += _basis_bytes(_BASES[method], r, short, paper)
         if paper:
             half_bytes = 4 if method == "qgalore" else {"fp32": 4, "int8": 2, "int4": 1}[store.kind]

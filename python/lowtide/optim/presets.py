@@ -10,7 +10,8 @@ from lowtide.errors import LowtideValueError
 from lowtide.optim.engine import Composed
 from lowtide.optim.rules import AdaBeliefRule, AdamRule, LionRule, SGDRule
 from lowtide.optim.stores import BasisStore, StateStore
-from lowtide.optim.subspaces import EveryT, ExactSVD, LazyDoubling, RandomizedSVD, Stale
+from lowtide.optim.subspaces import EveryT, ExactSVD, LazyDoubling, RandomizedSVD
+from lowtide.optim.transports import Stale
 
 Betas = tuple[float, float]
 

@@ -17,10 +17,9 @@ from lowtide.optim.subspaces import (
     RandomGaussian,
     RandomIndices,
     RandomOrthonormal,
-    Reset,
-    Stale,
     Subspace,
 )
+from lowtide.optim.transports import Reset, Stale
 
 
 def _adam(betas: Betas, eps: float | None, compat: bool) -> AdamRule:

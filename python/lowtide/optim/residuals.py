@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideValueError
 from lowtide.optim.bases import Basis
+from lowtide.optim.norms import channel_energy, total
+from lowtide.optim.stores import BasisStore
 from lowtide.optim.weights import finite
 
 #: Guards quotients of norms, as in the codes of Fira and APOLLO.
@@ -33,6 +35,7 @@ class LowRankStep:
         advance: runs the rule on ``r`` in place and moves the moments; to be called once.
         basis, side, state: of this matrix. scale: the group's ``scale``.
         correction: by how much the rule's direction is larger than ``m / (sqrt(v) + eps)``.
+        lost: what the first moment lost when the subspace was replaced in this step, full size, times beta1 / (1 - beta1).
     """
 
     grad: Tensor
@@ -43,10 +46,22 @@ class LowRankStep:
     state: dict[str, Any]
     scale: float
     correction: float
+    lost: Tensor | None = None
 
 
 class Residual(Protocol):
-    """Combines the direction in the subspace with what lies outside."""
+    """Combines the direction in the subspace with what lies outside.
+
+    Attributes:
+        needs_lost: whether :attr:`LowRankStep.lost` is looked at.
+    """
+
+    @property
+    def needs_lost(self) -> bool: ...  # noqa: D102
+
+    def prepare(self, grad: Tensor, state: dict[str, Any]) -> Tensor:
+        """The gradient that this step works with."""
+        ...
 
     def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
         """Call ``s.advance()`` and return (U, factor): the weight moves by ``-lr * factor * U``. None if G is not finite and
@@ -54,18 +69,30 @@ class Residual(Protocol):
         ...
 
 
+class _Memoryless:
+    """Residuals that keep nothing of the gradient from one step to the next."""
+
+    needs_lost: ClassVar[bool] = False
+
+    def prepare(self, grad: Tensor, state: dict[str, Any]) -> Tensor:
+        """See :class:`Residual`."""
+        return grad
+
+
 @dataclass(frozen=True)
-class Drop:
+class Drop(_Memoryless):
     """Nothing (GaLore, Q-GaLore): ``U = up(N)``, factor ``scale``."""
 
     def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
         """See :class:`Residual`."""
+        if not s.basis.reads_all and not finite(s.grad):
+            return None  # counted and said, although no harm would come of it
         s.advance()
         return s.basis.up(s.r), s.scale
 
 
 @dataclass(frozen=True)
-class SignResidual:
+class SignResidual(_Memoryless):
     """signSGD or SGD outside the subspace (FRUGAL, Zmushko et al., ICML 2025, arXiv 2411.07837, algorithm 1)::
 
         U = up(N) + lr_scale sign(S)        kind "sign"
@@ -102,7 +129,7 @@ class SignResidual:
 
 
 @dataclass(frozen=True)
-class ScaledResidual:
+class ScaledResidual(_Memoryless):
     """The residual at the subspace's learning rate, channel by channel (Fira, Chen et al., NeurIPS 2025, arXiv 2410.01623,
     algorithm 1)::
 
@@ -127,17 +154,17 @@ class ScaledResidual:
 
     def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
         """See :class:`Residual`."""
-        energy = _channel_energy(s.grad, s.side)
+        energy = channel_energy(s.grad, s.side)
         if not finite(energy):
             return None
         r = s.r.clone()
-        r_energy = _channel_energy(r, s.side)
+        r_energy = channel_energy(r, s.side)
         s.advance()
-        k = _channel_energy(s.r, s.side).sqrt() / (r_energy.sqrt() + _TINY)
+        k = channel_energy(s.r, s.side).sqrt() / (r_energy.sqrt() + _TINY)
         inner = s.scale if self.compat else 1.0
         # |G - inner up(R)|^2 by channel; round-off may leave less than nothing of a gradient that the subspace holds whole.
         missed = (energy - inner * (2.0 - inner) * r_energy).clamp_min(0.0)
-        norm = math.sqrt(_total(k * k * missed))
+        norm = math.sqrt(total(k * k * missed))
         c = _limit(s.state, norm / s.correction if self.compat else norm, self.limiter)
         k = _along(k * c, s.side)
         out = s.grad * k if s.grad.dtype == torch.float32 else s.grad.float().mul_(k)
@@ -148,7 +175,7 @@ class ScaledResidual:
 
 
 @dataclass(frozen=True)
-class ScaledGradient:
+class ScaledGradient(_Memoryless):
     """The whole gradient at the learning rates that the subspace suggests (APOLLO, Zhu et al., MLSys 2025, arXiv 2412.05270,
     algorithm 1); the direction N is only measured::
 
@@ -175,24 +202,72 @@ class ScaledGradient:
 
     def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
         """See :class:`Residual`."""
-        energy = _channel_energy(s.grad, s.side)
+        energy = channel_energy(s.grad, s.side)
         if not finite(energy):
             return None
-        before = _channel_energy(s.r, s.side)
+        before = channel_energy(s.r, s.side)
         s.advance()
-        after = _channel_energy(s.r, s.side)
+        after = channel_energy(s.r, s.side)
         if self.per == "tensor":
-            k = math.sqrt(_total(after)) / (math.sqrt(_total(before)) + _TINY)
-            norm = k * math.sqrt(_total(energy))
+            k = math.sqrt(total(after)) / (math.sqrt(total(before)) + _TINY)
+            norm = k * math.sqrt(total(energy))
             return s.grad.float(), math.sqrt(s.scale) * k * self._limit(s, norm)
         ks = after.sqrt() / (before.sqrt() + _TINY)
-        norm = math.sqrt(_total(ks * ks * energy))
+        norm = math.sqrt(total(ks * ks * energy))
         return s.grad * _along(ks, s.side), math.sqrt(s.scale) * self._limit(s, norm)
 
     def _limit(self, s: LowRankStep, norm: float) -> float:
         if self.limiter is None:
             return 1.0
         return _limit(s.state, norm / s.correction if self.compat else norm, self.limiter)
+
+
+@dataclass(frozen=True)
+class ErrorFeedback:
+    """What the subspace misses is added to the next gradient (Seide et al. 2014; DCT-AdamW, arXiv 2505.17967, algorithm 1;
+    LDAdam, arXiv 2410.16103, algorithm 1)::
+
+        G = G + E,    E = G - up(R),    U = up(N), factor ``scale``
+
+    Attributes:
+        store: how E is kept: ``"fp32"``, ``"bf16"``, ``"int8"``, ``"int4"`` (groups of 256, nearest).
+        of_moments: E also takes what the first moment loses when the subspace is replaced, times beta1 / (1 - beta1): LDAdam's
+            generalized form.
+    """
+
+    store: str = "fp32"
+    of_moments: bool = False
+
+    def __post_init__(self) -> None:
+        self._store()
+
+    @property
+    def needs_lost(self) -> bool:
+        """See :class:`Residual`."""
+        return self.of_moments
+
+    def prepare(self, grad: Tensor, state: dict[str, Any]) -> Tensor:
+        """See :class:`Residual`."""
+        error = self._store().dense(state, "error")
+        return grad if error is None else error + grad
+
+    def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
+        """See :class:`Residual`."""
+        if not finite(s.grad):
+            return None
+        error = s.basis.rest(s.grad, s.r)
+        if s.lost is not None:
+            error += s.lost
+        self._store().save(s.state, error, "error")
+        s.advance()
+        return s.basis.up(s.r), s.scale
+
+    def _store(self) -> BasisStore:
+        if self.store not in ("fp32", "bf16", "int8", "int4"):
+            raise LowtideValueError(
+                f"error_feedback must be 'fp32', 'bf16', 'int8' or 'int4', got {self.store!r}"
+            )
+        return BasisStore(self.store)
 
 
 def _check_limiter(limiter: float) -> None:
@@ -214,19 +289,3 @@ def _limit(state: dict[str, Any], norm: float, limiter: float) -> float:
 
 def _along(k: Tensor, side: str) -> Tensor:
     return k[:, None] if side == "right" else k[None, :]
-
-
-def _channel_energy(x: Tensor, side: str) -> Tensor:
-    """Sums of squares by row (right) or column (left), fp32, in one order for any number of threads."""
-    from lowtide import ops
-
-    squares = x.float().square() if x.dtype != torch.float32 else x.square()
-    if side == "right":
-        return ops.matmul(squares, torch.ones(x.shape[1], 1)).reshape(-1)
-    return ops.matmul(torch.ones(1, x.shape[0]), squares).reshape(-1)
-
-
-def _total(energy: Tensor) -> float:
-    from lowtide import ops
-
-    return float(ops.matmul(energy[None, :], torch.ones(energy.numel(), 1)))

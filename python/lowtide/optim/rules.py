@@ -54,6 +54,11 @@ class AdamRule:
         if self.form not in ("torch", "hf"):
             raise LowtideValueError(f"form must be 'torch' or 'hf', got {self.form!r}")
 
+    @property
+    def momentum_decay(self) -> float:
+        """How much of the first moment stays in a step."""
+        return self.betas[0]
+
     def scalars(self, step: int, lr: float = 1.0) -> dict[str, Any]:
         """The kernel's numbers for ``step`` (counted from 1): ``lr`` times the direction ``a * m / (sqrt(v) * s + eps)``."""
         bc1 = 1.0 - self.betas[0] ** step
@@ -89,6 +94,11 @@ class AdaBeliefRule:
         _check_betas(self.betas)
         _check_eps(self.eps)
 
+    @property
+    def momentum_decay(self) -> float:
+        """How much of the first moment stays in a step."""
+        return self.betas[0]
+
     def scalars(self, step: int, lr: float = 1.0) -> dict[str, Any]:
         """The kernel's numbers for ``step`` (counted from 1)."""
         bc1 = 1.0 - self.betas[0] ** step
@@ -121,6 +131,11 @@ class LionRule:
 
     def __post_init__(self) -> None:
         _check_betas(self.betas)
+
+    @property
+    def momentum_decay(self) -> float:
+        """How much of the first moment stays in a step."""
+        return self.betas[1]
 
     def scalars(self, step: int, lr: float = 1.0) -> dict[str, Any]:
         """The kernel's numbers; every step has the same."""
@@ -155,6 +170,11 @@ class SGDRule:
             raise LowtideValueError(f"dampening must be in [0, 1], got {self.dampening!r}")
         if self.nesterov and (self.momentum == 0.0 or self.dampening != 0.0):
             raise LowtideValueError("nesterov needs a momentum > 0 and dampening 0")
+
+    @property
+    def momentum_decay(self) -> float:
+        """How much of the first moment stays in a step."""
+        return self.momentum
 
     def scalars(self, step: int, lr: float = 1.0) -> dict[str, Any]:
         """The kernel's numbers for ``step`` (counted from 1)."""

@@ -78,7 +78,7 @@ class StateStore:
 
 @dataclass(frozen=True)
 class BasisStore:
-    """How a dense basis (r x d, orthonormal rows) is kept.
+    """How a dense basis (r x d, orthonormal rows) or an error (m x n) is kept.
 
     Attributes:
         kind: ``"fp32"``, ``"bf16"``, ``"int8"`` or ``"int4"``. INT4 takes half a byte an element, dequantized
@@ -100,36 +100,36 @@ class BasisStore:
         """Bits of a code; 0 for the unquantized kinds."""
         return {"int8": 8, "int4": 4}.get(self.kind, 0)
 
-    def save(self, state: dict[str, Any], basis: Tensor) -> None:
-        """Put ``basis`` (fp32) into ``state``."""
+    def save(self, state: dict[str, Any], matrix: Tensor, name: str = "basis") -> None:
+        """Put ``matrix`` (fp32) into ``state``."""
         if self.bits == 0:
-            state["basis"] = basis.to(torch.bfloat16) if self.kind == "bf16" else basis
+            state[name] = matrix.to(torch.bfloat16) if self.kind == "bf16" else matrix
             return
         from lowtide import ops
 
-        codes, scale, zero = ops.quantize_group(basis, bits=self.bits, group=self.group, scheme="asymmetric")
-        state["basis.codes"], state["basis.scale"], state["basis.zero"] = codes, scale, zero
-        state["basis.cols"] = basis.shape[1]
+        codes, scale, zero = ops.quantize_group(matrix, bits=self.bits, group=self.group, scheme="asymmetric")
+        state[f"{name}.codes"], state[f"{name}.scale"], state[f"{name}.zero"] = codes, scale, zero
+        state[f"{name}.cols"] = matrix.shape[1]
 
-    def load(self, state: dict[str, Any]) -> Tensor | Packed | None:
-        """The stored basis as a matmul operand, or None before the first refresh."""
-        if "basis" in state:
-            return state["basis"]  # type: ignore[no-any-return]
-        if "basis.codes" not in state:
+    def load(self, state: dict[str, Any], name: str = "basis") -> Tensor | Packed | None:
+        """The stored matrix as a matmul operand, or None before the first :meth:`save`."""
+        if name in state:
+            return state[name]  # type: ignore[no-any-return]
+        if f"{name}.codes" not in state:
             return None
-        codes = state["basis.codes"]
+        codes = state[f"{name}.codes"]
         return Packed(
             codes=codes,
-            scale=state["basis.scale"],
-            zero=state["basis.zero"],
+            scale=state[f"{name}.scale"],
+            zero=state[f"{name}.zero"],
             bits=self.bits,
             group=self.group,
-            shape=(codes.shape[0], state["basis.cols"]),
+            shape=(codes.shape[0], state[f"{name}.cols"]),
         )
 
-    def dense(self, state: dict[str, Any]) -> Tensor | None:
-        """The stored basis as an fp32 tensor (for refreshes, never for projections)."""
-        stored = self.load(state)
+    def dense(self, state: dict[str, Any], name: str = "basis") -> Tensor | None:
+        """The stored matrix as an fp32 tensor (for refreshes, never for projections)."""
+        stored = self.load(state, name)
         if stored is None or isinstance(stored, Tensor):
             return None if stored is None else stored.float()
         from lowtide import ops

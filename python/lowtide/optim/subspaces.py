@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The subspace axis: which r directions of a gradient are kept, when they are renewed, and what becomes of the
-moments when they are.
+"""The subspace axis: which r directions of a gradient are kept, and when they are renewed.
 
 A basis is always r x d, d the projected side: ``side="right"``: d = columns, R = G Bᵀ (m x r); ``side="left"``: d =
 rows, R = B G (r x n). How it is kept depends on its kind: a matrix in a :class:`~lowtide.optim.BasisStore`, indices, or a seed.
@@ -15,9 +14,9 @@ import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideValueError
-from lowtide.optim.bases import Basis, DenseBasis, IndexBasis, SeededBasis
-from lowtide.optim.rules import Rule
-from lowtide.optim.stores import BasisStore, StateStore
+from lowtide.optim.bases import Basis, CosineBasis, DenseBasis, IndexBasis, SeededBasis
+from lowtide.optim.norms import channel_energy
+from lowtide.optim.stores import BasisStore
 
 
 class Subspace(Protocol):
@@ -26,6 +25,7 @@ class Subspace(Protocol):
     Attributes:
         needs_prev: whether :meth:`find` looks at the (dense) basis in use.
         needs_gradient: whether the values of the gradient matter, or only its shape.
+        needs_mean: whether :meth:`find` looks at the first moment (bias-corrected, at full size).
         kind: ``"dense"``, ``"indices"`` or ``"seed"``: what is kept.
     """
 
@@ -33,13 +33,23 @@ class Subspace(Protocol):
     def needs_prev(self) -> bool: ...  # noqa: D102
 
     needs_gradient: ClassVar[bool]
+    needs_mean: ClassVar[bool]
     kind: ClassVar[str]
 
     def find(
-        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int
-    ) -> Tensor | None:
+        self,
+        grad: Tensor,
+        rank: int,
+        *,
+        side: str,
+        prev: Tensor | None,
+        seed: int,
+        step: int,
+        param: int,
+        mean: Tensor | None = None,
+    ) -> Tensor | None:  # fmt:  # fmt: skip skip
         """A basis for ``grad``: a matrix (rank x d), indices, or None if an address says it all; ``prev`` is the one in
-        use, or None."""
+        use, or None, ``mean`` the first moment at full size."""
         ...
 
     def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
@@ -51,6 +61,7 @@ class _Dense:
     """Bases that are matrices in a :class:`BasisStore`."""
 
     needs_gradient: ClassVar[bool] = True
+    needs_mean: ClassVar[bool] = False
     kind: ClassVar[str] = "dense"
 
     def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
@@ -70,8 +81,9 @@ class ExactSVD(_Dense):
         return False
 
     def find(
-        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int
-    ) -> Tensor:
+        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
+        mean: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """See :class:`Subspace`."""
         u, _, vh = torch.linalg.svd(grad.float(), full_matrices=False)
         basis: Tensor = vh[:rank] if side == "right" else u[:, :rank].T
@@ -99,8 +111,9 @@ class RandomizedSVD(_Dense):
         return self.warm_start
 
     def find(
-        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int
-    ) -> Tensor:
+        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
+        mean: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """See :class:`Subspace`."""
         from lowtide import ops
 
@@ -123,6 +136,7 @@ class RandomGaussian:
     4.2; Flora, Hao et al. 2024). See :class:`lowtide.lowrank.RandomProjection`."""
 
     needs_gradient: ClassVar[bool] = False
+    needs_mean: ClassVar[bool] = False
     kind: ClassVar[str] = "seed"
 
     @property
@@ -131,8 +145,9 @@ class RandomGaussian:
         return False
 
     def find(
-        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int
-    ) -> None:
+        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
+        mean: Tensor | None = None,
+    ) -> None:  # fmt: skip
         """See :class:`Subspace`."""
 
     def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
@@ -153,8 +168,9 @@ class RandomOrthonormal(_Dense):
         return False
 
     def find(
-        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int
-    ) -> Tensor:
+        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
+        mean: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """See :class:`Subspace`."""
         from lowtide.lowrank import RandomProjection
 
@@ -168,6 +184,7 @@ class RandomIndices:
     """Random columns (right) or rows (left): the subspace of FRUGAL's coordinate-wise variant. A gather, no products."""
 
     needs_gradient: ClassVar[bool] = False
+    needs_mean: ClassVar[bool] = False
     kind: ClassVar[str] = "indices"
 
     @property
@@ -176,8 +193,9 @@ class RandomIndices:
         return False
 
     def find(
-        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int
-    ) -> Tensor:
+        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
+        mean: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The ``rank`` places with the smallest of ``d`` Gaussian numbers: int32, ascending."""
         from lowtide import random
 
@@ -185,6 +203,108 @@ class RandomIndices:
         keys = random.sample(dim, seed=seed, step=step, slot=1, param=param, like="torch")
         chosen = torch.argsort(keys, stable=True)[:rank]
         return chosen.sort().values.to(torch.int32)
+
+    def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
+        """See :class:`Subspace`."""
+        return IndexBasis(state["basis.indices"], state["dim"], state["side"])
+
+
+@dataclass(frozen=True)
+class PowerQR(_Dense):
+    """One block power iteration from the basis in use at each refresh (LDAdam, Robert et al., ICLR 2025, arXiv 2410.16103,
+    algorithm 2), on ``rho M + (1 - rho) G`` with the first moment M (bias-corrected): the subspace follows what momentum
+    remembers, too. The first basis comes from a randomized SVD.
+
+    Attributes:
+        rho: share of the moment, in [0, 1).
+    """
+
+    rho: float = 0.908
+
+    needs_mean: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.rho < 1.0:
+            raise LowtideValueError(f"rho must be in [0, 1), got {self.rho!r}")
+
+    @property
+    def needs_prev(self) -> bool:
+        """See :class:`Subspace`."""
+        return True
+
+    def find(
+        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
+        mean: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """See :class:`Subspace`."""
+        from lowtide import ops
+
+        if prev is None or mean is None:
+            return ops.rsvd(grad, rank, side=side, seed=seed, step=step, param=param)
+        b = grad * (1.0 - self.rho)
+        b += mean * self.rho
+        if side == "right":
+            y = ops.matmul(b, ops.matmul(b, prev, tb=True), ta=True)
+        else:
+            y = ops.matmul(b, ops.matmul(prev, b), tb=True)
+        q: Tensor = torch.linalg.qr(y)[0]
+        return q.T.contiguous()
+
+
+class _Chosen:
+    """Bases that are indices chosen by looking at the gradient."""
+
+    needs_gradient: ClassVar[bool] = True
+    needs_mean: ClassVar[bool] = False
+    kind: ClassVar[str] = "indices"
+
+    @property
+    def needs_prev(self) -> bool:
+        """See :class:`Subspace`."""
+        return False
+
+
+@dataclass(frozen=True)
+class Cosines(_Chosen):
+    """The cosines in which the gradient is largest (DCT-AdamW, Modoranu et al. 2025, arXiv 2505.17967, section 3): see
+    :class:`lowtide.lowrank.DCT`.
+
+    Attributes:
+        power: ``"l1"`` (the paper's) or ``"l2"``.
+    """
+
+    power: str = "l1"
+
+    def __post_init__(self) -> None:
+        if self.power not in ("l1", "l2"):
+            raise LowtideValueError(f"power must be 'l1' or 'l2', got {self.power!r}")
+
+    def find(
+        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
+        mean: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """See :class:`Subspace`."""
+        from lowtide.lowrank import DCT
+
+        index: Tensor = DCT(rank, self.power).basis(grad, side=side).index
+        return index
+
+    def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
+        """See :class:`Subspace`."""
+        return CosineBasis(state["basis.indices"], state["dim"], state["side"])
+
+
+@dataclass(frozen=True)
+class TopIndices(_Chosen):
+    """The columns (right) or rows (left) of largest norm: GRASS's Top-r (Muhamed et al., EMNLP 2024, arXiv 2406.17660)."""
+
+    def find(
+        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
+        mean: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """int32, ascending; of equal ones the first."""
+        energy = channel_energy(grad, "left" if side == "right" else "right")
+        return torch.argsort(energy, descending=True, stable=True)[:rank].sort().values.to(torch.int32)
 
     def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
         """See :class:`Subspace`."""
@@ -252,22 +372,3 @@ class LazyDoubling:
             if not self.compat:
                 seen = seen[:0].clone()
         state["overlaps"] = seen
-
-
-@dataclass(frozen=True)
-class Stale:
-    """Keep the moments as they are (GaLore, Q-GaLore, Fira, APOLLO)."""
-
-    def switch(self, state: dict[str, Any], rule: Rule, store: StateStore) -> None:
-        """Called after a refresh that replaced an older basis."""
-
-
-@dataclass(frozen=True)
-class Reset:
-    """Zero the moments and restart their bias correction (FRUGAL, GRASS)."""
-
-    def switch(self, state: dict[str, Any], rule: Rule, store: StateStore) -> None:
-        """Called after a refresh that replaced an older basis."""
-        for name, signed in rule.moments:
-            store.reset(state, name, signed)
-        state["moment_step"] = 0

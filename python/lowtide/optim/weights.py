@@ -63,6 +63,12 @@ def finite(x: Tensor) -> bool:
     return x.numel() == 0 or all(bool(end.isfinite()) for end in torch.aminmax(x))
 
 
+def nonfinite_blocks(grad: Tensor) -> Tensor:
+    """Blocks of 256 elements that hold inf or NaN."""
+    bad = ~grad.isfinite().reshape(-1)
+    return torch.nn.functional.pad(bad, (0, -bad.numel() % 256)).reshape(-1, 256).any(1).sum()
+
+
 def nbytes(p: Tensor) -> int:
     """Bytes of the weight with its scales and zero points."""
     return int(p.quant.nbytes) if is_quantized(p) else p.nbytes

@@ -36,7 +36,7 @@ class FinetuneConfig:
     """Settings of a fine-tuning run. Construction raises `ConfigError` naming the first wrong setting.
 
     `model` is a local directory that transformers loads as a causal language model, `data` a .txt, .md or .jsonl
-    file, `out` the run's own directory. `lr`, `betas`, `eps` and `scale` of None and `weights="auto"` take the
+    file, `out` the run's own directory. `lr`, `betas`, `eps`, `update_proj_gap` and `scale` of None and `weights="auto"` take the
     method's default. `rank`, `update_proj_gap` and `scale` matter to low-rank methods only; GaLore's `scale` (its alpha) is 4 and not
     pre-training's 0.25 because embeddings and norms train at full rank with the same rate. `freeze` is a regular expression searched in parameter names: those
     parameters are not trained. `release_memory` makes malloc hand freed blocks back at once, for the whole process
@@ -50,7 +50,7 @@ class FinetuneConfig:
     weights: str = "auto"
     lr: float | None = None
     rank: int = 128
-    update_proj_gap: int = 200
+    update_proj_gap: int | None = None
     scale: float | None = None
     betas: tuple[float, float] | None = None
     eps: float | None = None
@@ -91,7 +91,10 @@ class FinetuneConfig:
         if self.lr is not None:
             self._positive("lr", f"{METHODS[self.method].lr:g} is the default of {self.method}")
         self._integer("rank", 1, "64 or 128 suit most models")
-        self._integer("update_proj_gap", 1, "200 is the default")
+        if self.update_proj_gap is not None:
+            self._integer(
+                "update_proj_gap", 1, "200 suits most methods; leave it out for the method's default"
+            )
         if self.scale is not None:
             self._positive("scale", f"{METHODS[self.method].scale:g} is the default of {self.method}")
         if self.betas is not None:

@@ -61,6 +61,15 @@ METHODS: Mapping[str, Method] = {
         "APOLLOMini", "SGD with one rate a matrix, from a subspace of rank 1",
         lr=1e-4, low_rank=True, in_backward=True, scale=128.0,
     ),
+    "ldadam": Method(
+        "LDAdam", "AdamW in a subspace that follows at each step, with error feedback",
+        lr=1e-4, low_rank=True, in_backward=True, scale=1.0,
+    ),
+    "dct": Method(
+        "DCTAdamW", "AdamW on the largest cosines of each gradient, with 8-bit error feedback",
+        lr=1e-4, low_rank=True, in_backward=True, scale=1.0,
+    ),
+    "grass": Method("GRASSAdamW", "AdamW on the rows of largest norm", lr=1e-4, low_rank=True, in_backward=True),
 }  # fmt: skip
 WEIGHT_GROUP = 256
 
