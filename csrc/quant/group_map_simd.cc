@@ -2,14 +2,15 @@
 // The same bits as group_map_ref.cc, in blocks of 32 elements. Compiled once per ISA with LT_ISA
 // naming the table.
 //
-// Limits: on AVX-512 a code of 4 bits costs four comparisons and three permutes of 16 levels, all on
-// one port (0.2 ns an element, 0.3 in groups of 64); stochastic rounding adds two permutes and
+// Limits: on AVX-512 a code of 4 bits costs four comparisons and three permutes of 16 levels, all
+// on one port (0.2 ns an element, 0.3 in groups of 64); stochastic rounding adds two permutes and
 // Philox, as in group_codec_simd.cc (0.5 to 0.6 ns). Decoding is one permute and runs at the speed
 // of memory. The baseline has no permute and compares with all levels.
 //
-// With 8 bits a block of 32 takes 44 instructions on AVX-512 (90 on AVX2), 11 of them permutes (20);
-// rounded stochastically 75 (145) with 13 (24) and Philox; decoding 25 (66) with 6 (8). The baseline
-// looks its constants up one by one.
+// With 8 bits a block of 32 takes 44 instructions on AVX-512 (90 on AVX2), 11 of them permutes
+// (20): 0.2 ns an element in cache; rounded stochastically 75 (145) with 13 (24) and Philox, 0.4
+// ns; decoding 25 (66) with 6 (8), below 0.1 ns. Beyond the caches memory is the limit of the first
+// and the last. The baseline looks its constants up one by one.
 #include "base/lookup_simd.h"
 #include "quant/dynamic_map_simd.h"
 #include "quant/group_extremes_simd.h"
