@@ -360,6 +360,15 @@ def test_scheduler_and_closure() -> None:
             lambda m: lt.optim.GaLoreAdamW([{"params": list(m.parameters()), "rank": 2, "proj_type": "up"}]),
             "proj_type",
         ),
+        (
+            lambda m: lt.optim.FiraAdamW([{**groups(m)[0], "alpha": 0.25}]),
+            "'alpha' is not known.*called scale",
+        ),
+        (
+            lambda m: lt.optim.AdamW([{"params": list(m.parameters()), "weight_deacy": 0.1}]),
+            "did you mean 'weight_decay'",
+        ),
+        (lambda m: lt.optim.Lion([{"params": list(m.parameters()), "eps": 0.1}]), "'eps' is not known"),
         (lambda m: lt.optim.Lion(m.parameters(), betas=(0.9, -1)), "betas"),
         (lambda m: lt.optim.SGD(m.parameters(), momentum=1.0), "momentum"),
         (lambda m: lt.optim.SGD([{"params": list(m.parameters()), "dampening": 2.0}]), "dampening"),

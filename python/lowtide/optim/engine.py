@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from lowtide.errors import LowtideRuntimeError, LowtideTypeError, LowtideValueError
 from lowtide.optim import weights as weight_store
-from lowtide.optim.groups import check_low_rank_keys, rank_of
+from lowtide.optim.groups import check_known, check_low_rank_keys, rank_of
 from lowtide.optim.residuals import Drop, LowRankStep, Residual
 from lowtide.optim.rules import AdamRule, Rule
 from lowtide.optim.saved import check_saved
@@ -112,6 +112,7 @@ class Composed(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; validates its keys. See the class for the low-rank ones."""
+        check_known(param_group, self.defaults)
         lr, decay = (
             param_group.get("lr", self.defaults["lr"]),
             param_group.get("weight_decay", self.defaults["weight_decay"]),

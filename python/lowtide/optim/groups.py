@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,40 @@ from torch import nn
 from lowtide.errors import LowtideValueError
 
 PROJ_TYPES = ("std", "reverse_std", "left", "right")
+
+
+LOW_RANK_KEYS = ("rank", "update_proj_gap", "scale", "proj_type")
+#: Keys that torch, its schedulers, samplers of learning rates and users put into groups; no update depends on them.
+_FOREIGN_KEYS = (
+    "params", "param_names", "param_ids", "name", "initial_lr", "min_lr", "max_lr", "swa_lr", "lr_scale",
+    "base_momentum", "max_momentum",
+)  # fmt: skip
+#: What other libraries call it, and where it is here.
+_ELSEWHERE = {
+    "alpha": "it is called scale here",
+    "density": "give rank as a fraction",
+    "proj": "it is an argument of APOLLO",
+    "scale_type": "it is an argument of APOLLO",
+    "quant": "bases are packed by QGaLoreAdamW",
+    "quant_n_bit": "it is called proj_bits, an argument of QGaLoreAdamW",
+    "quant_group_size": "it is called proj_group_size, an argument of QGaLoreAdamW",
+    "cos_threshold": "it is an argument of QGaLoreAdamW",
+    "gamma_proj": "it is an argument of QGaLoreAdamW",
+    "queue_size": "it is an argument of QGaLoreAdamW",
+}
+
+
+def check_known(group: Mapping[str, Any], own: Iterable[str]) -> None:
+    """Refuse keys that nothing would read; ``own`` are those of the optimizer."""
+    known = [*own, *LOW_RANK_KEYS, *_FOREIGN_KEYS]
+    for key in group:
+        if key in known:
+            continue
+        near = difflib.get_close_matches(key, known, 1)
+        remedy = _ELSEWHERE.get(key) or (f"did you mean {near[0]!r}?" if near else "leave it out")
+        raise LowtideValueError(
+            f"group key {key!r} is not known; groups take {', '.join(sorted({*own, *LOW_RANK_KEYS}))}: {remedy}"
+        )
 
 
 def check_rank(rank: Any) -> None:
