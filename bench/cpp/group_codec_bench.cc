@@ -76,14 +76,15 @@ void dequantize(benchmark::State& state) {
 }
 
 const int kRegistered = [] {
-  const std::vector<int64_t> sizes = {1 << 16, 1 << 20, 1 << 25};
-  bench::register_per_isa("quantize_int8_sym", quantize<8, false, false>, sizes);
-  bench::register_per_isa("quantize_int8_sym_sr", quantize<8, false, true>, sizes);
-  bench::register_per_isa("quantize_int8_asym_sr", quantize<8, true, true>, sizes);
-  bench::register_per_isa("quantize_int4_asym", quantize<4, true, false>, sizes);
-  bench::register_per_isa("quantize_int4_asym_sr", quantize<4, true, true>, sizes);
-  bench::register_per_isa("dequantize_int8", dequantize<8, false>, sizes);
-  bench::register_per_isa("dequantize_int4", dequantize<4, true>, sizes);
+  const std::vector<int64_t> sizes = {1 << 16, 1 << 20, 1 << 22},
+                             more = {1 << 24, 1 << 25, 1 << 26};
+  bench::register_per_isa("quantize_int8_sym", quantize<8, false, false>, sizes, more);
+  bench::register_per_isa("quantize_int8_sym_sr", quantize<8, false, true>, sizes, more);
+  bench::register_per_isa("quantize_int8_asym_sr", quantize<8, true, true>, sizes, more);
+  bench::register_per_isa("quantize_int4_asym", quantize<4, true, false>, sizes, more);
+  bench::register_per_isa("quantize_int4_asym_sr", quantize<4, true, true>, sizes, more);
+  bench::register_per_isa("dequantize_int8", dequantize<8, false>, sizes, more);
+  bench::register_per_isa("dequantize_int4", dequantize<4, true>, sizes, more);
   return 0;
 }();
 

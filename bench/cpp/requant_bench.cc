@@ -52,9 +52,10 @@ void requant(benchmark::State& state) {
 }
 
 const int kRegistered = [] {
-  const std::vector<int64_t> sizes = {1 << 16, 1 << 20, 1 << 25};
-  bench::register_per_isa("requant_int8", requant<8>, sizes);
-  bench::register_per_isa("requant_int4", requant<4>, sizes);
+  const std::vector<int64_t> sizes = {1 << 16, 1 << 20, 1 << 22},
+                             more = {1 << 24, 1 << 25, 1 << 26};
+  bench::register_per_isa("requant_int8", requant<8>, sizes, more);
+  bench::register_per_isa("requant_int4", requant<4>, sizes, more);
   return 0;
 }();
 

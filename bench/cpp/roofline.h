@@ -90,9 +90,11 @@ inline void report(benchmark::State& state, double bytes, double limit, int64_t 
   state.SetLabel(isa_name(active_isa()));
 }
 
-// Registers `f(state)` for every ISA of this machine under name/isa.
+// Registers `f(state)` for every ISA of this machine under name/isa; the last of them, the one that
+// is used, with `more` sizes.
 template <class F>
-void register_per_isa(const char* name, const F& f, const std::vector<int64_t>& sizes) {
+void register_per_isa(const char* name, const F& f, const std::vector<int64_t>& sizes,
+                      const std::vector<int64_t>& more = {}) {
   for (Isa isa : available_isas()) {
     auto* b = benchmark::RegisterBenchmark((std::string(name) + "/" + isa_name(isa)).c_str(),
                                            [isa, f](benchmark::State& state) {
@@ -100,6 +102,8 @@ void register_per_isa(const char* name, const F& f, const std::vector<int64_t>& 
                                              f(state);
                                            });
     for (int64_t n : sizes) b->Arg(n);
+    if (isa == available_isas().back())
+      for (int64_t n : more) b->Arg(n);
     b->Unit(benchmark::kMicrosecond)->UseRealTime();
   }
 }

@@ -68,5 +68,28 @@ LT_SIMD Extremes extremes_asymmetric(const In* x, int64_t n) {
   return r;
 }
 
+// Extremes of the elements and 0, as integers: signed, bits of floats order the positive ones below
+// the non-finite ones; unsigned, the negative ones, away from 0.
+template <class In>
+LT_SIMD Extremes extremes_with_zero(const In* x, int64_t n) {
+  vi32 top{}, top2{};
+  vu32 low = splat_u(0x80000000u), low2 = low;
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    const vu32 u = as_u(load_float(x + i)), v = as_u(load_float(x + i + kLanes));
+    top = max_i(top, as_i(u)), top2 = max_i(top2, as_i(v));
+    low = max_u(low, u), low2 = max_u(low2, v);
+  }
+  int32_t mx = reduce_max(max_i(top, top2));
+  uint32_t mn = largest_lane(max_u(low, low2));
+  for (; i < n; ++i) {
+    const uint32_t bits = float_bits(load_scalar(x + i));
+    mx = mx < static_cast<int32_t>(bits) ? static_cast<int32_t>(bits) : mx;
+    mn = mn < bits ? bits : mn;
+  }
+  if (mx >= 0x7f800000 || mn >= 0xff800000u) return extremes_of_finite(x, n);
+  return {bits_float(mn), bits_float(static_cast<uint32_t>(mx)), 0};
+}
+
 }  // namespace
 }  // namespace lowtide::quant

@@ -127,9 +127,9 @@ LT_SIMD void store_codes(uint8_t* p, int64_t n, const vi32 q[kVecs], int zero, i
 }
 
 // Groups are read twice, from memory and from L1, with arithmetic in between: without help memory
-// would rest meanwhile. Hardware prefetchers stop at the end of a page; this looks four pages
-// ahead.
-constexpr int kAhead = 4096;
+// would rest meanwhile. Hardware prefetchers stop at the end of a page; this looks nearly a page of
+// floats ahead. Measured: a quarter of that is too late, four times as much is gone again from L1.
+constexpr int kAhead = 896;
 template <class In>
 LT_SIMD void prefetch_block(const In* p) {
   for (size_t at = 0; at < kBlock * sizeof(In); at += 64)

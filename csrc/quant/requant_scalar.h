@@ -25,7 +25,7 @@ inline constexpr float kTinyScale = kTinyRange * 0x1p-9f;
 
 // The new value in units of the weight.
 LT_HD float requant_value(int k, float scale, float delta, const RequantScalars& r) {
-  return (static_cast<float>(k) * scale) * r.decay + r.alpha * delta;
+  return static_cast<float>(k) * (scale * r.decay) + r.alpha * delta;
 }
 
 // mn <= 0 <= mx: extremes of the group's new values and 0. Halves: differences may overflow.

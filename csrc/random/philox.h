@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Philox4x32-10 (Salmon et al., SC 2011) and the addressing scheme of the library: every random
-// word is a pure function of (seed, step, slot, parameter, role, global element index).
+// Philox4x32 (Salmon et al., SC 2011) and the addressing scheme of the library: every random word
+// is a pure function of (seed, step, slot, parameter, role, global element index).
 #pragma once
 #include "base/hd.h"
 
@@ -39,12 +39,26 @@ LT_HD void philox_round(uint32_t x[4], uint32_t k0, uint32_t k1) {
   x[2] = y2;
 }
 
-LT_HD void philox4x32_10(uint32_t x[4], Key key) {
-  for (int r = 0; r < 10; ++r) {
+LT_HD void philox_rounds(uint32_t x[4], Key& key, int rounds) {
+  for (int r = 0; r < rounds; ++r) {
     philox_round(x, key.k0, key.k1);
     key.k0 += 0x9E3779B9u;
     key.k1 += 0xBB67AE85u;
   }
+}
+
+constexpr int kRounds = 10;
+// Seven rounds are the fewest that pass BigCrush (the paper's table 2). Stochastic rounding
+// compares 16 bits of a word with a fraction and no more; half of its arithmetic is Philox.
+constexpr int kRoundsSr = 7;
+
+LT_HD bool is_rounding(uint32_t role) { return role == kRoleWeightSr || role == kRoleQuantSr; }
+
+LT_HD void philox4x32_10(uint32_t x[4], Key key) { philox_rounds(x, key, kRounds); }
+
+// As many rounds as the role takes.
+LT_HD void philox4x32(uint32_t x[4], Key key, uint32_t role) {
+  philox_rounds(x, key, is_rounding(role) ? kRoundsSr : kRounds);
 }
 
 // The key of a step: the seed hashed with (step, slot), so that all 64 bits of the seed count and
@@ -63,7 +77,7 @@ constexpr int kTileWords = 64;
 LT_HD uint32_t stream_word(uint64_t index, Key key, uint32_t param, uint32_t role) {
   const uint64_t block = (index / 64) * 16 + (index % 16);
   uint32_t x[4] = {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), param, role};
-  philox4x32_10(x, key);
+  philox4x32(x, key, role);
   return x[(index % 64) / 16];
 }
 

@@ -27,7 +27,7 @@ __device__ __forceinline__ void philox_block(uint64_t block, const Source& s, ui
   x[1] = static_cast<uint32_t>(block >> 32);
   x[2] = s.param;
   x[3] = s.role;
-  philox4x32_10(x, s.key);
+  philox4x32(x, s.key, s.role);
 }
 
 struct Words {

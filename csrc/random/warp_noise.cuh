@@ -23,7 +23,7 @@ __device__ __forceinline__ void warp_noise(uint32_t* words, uint64_t first, int 
     const uint64_t block = tile * 16 + static_cast<uint64_t>(b);
     uint32_t x[4] = {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), s.param,
                      s.role};
-    philox4x32_10(x, s.key);
+    philox4x32(x, s.key, s.role);
 #pragma unroll
     for (int w = 0; w < 4; ++w) words[b / 16 * kTileWords + 16 * w + b % 16] = x[w];
   }

@@ -62,6 +62,35 @@ TEST_P(GroupCodec, SameBitsForEveryShapeIsaAndThreadCount) {
       }
 }
 
+// Whole tiles of 128 elements have code of their own: their words, also where the block number gets
+// a high word and for a role of ten rounds; a group to be cleaned between them; every range.
+TEST_P(GroupCodec, SameBitsInWholeTiles) {
+  for (int64_t cols : {128, 256, 640})
+    for (int64_t group : {128, 256, 512})
+      for (int64_t offset : {int64_t{0}, int64_t{64}, (int64_t{1} << 35) - 256}) {
+        const GroupShape s{.rows = 3, .cols = cols, .group = group, .bits = bits()};
+        auto x = noise(s.rows * s.cols, 13);
+        for (int64_t i = 0; i < cols; ++i) x[2 * cols + i] = -std::abs(x[2 * cols + i]);
+        const auto h = to_bf16(x);
+        for (auto [role, range] : {std::pair(random::kRoleQuantSr, Range::tight),
+                                   std::pair(random::kRoleZ, Range::headroom),
+                                   std::pair(random::kRoleQuantSr, Range::compat)}) {
+          if (range == Range::compat && scheme() == Scheme::symmetric) continue;
+          QuantizeOptions o = options(offset);
+          o.stream.role = role, o.range = range;
+          auto y = x;
+          y[cols + 5] = kInf, y[3 * cols - 1] = std::nanf("");
+          same_everywhere([&] {
+            Packed b(s, scheme());
+            quantize_groups(h.data(), FloatType::bf16, b.out(), o);
+            Packed bad(s, scheme());
+            EXPECT_EQ(quantize_groups(y.data(), FloatType::f32, bad.out(), o), 2);
+            return quantized(x, s, scheme(), o).hash() ^ b.hash() ^ bad.hash();
+          });
+        }
+      }
+}
+
 TEST_P(GroupCodec, HalfPrecisionInAndOut) {
   for (int64_t cols : {1, 17, 33, 65, 300}) {
     const GroupShape s{.rows = 3, .cols = cols, .group = 64, .bits = bits()};

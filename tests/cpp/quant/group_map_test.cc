@@ -271,15 +271,15 @@ TEST(GroupMapFormat, Digests) {
   const MapOptions sr{.rounding = Rounding::stochastic,
                       .stream = {.seed = 1, .step = 2, .slot = 3, .param = 4, .role = 5}};
   EXPECT_EQ(packed(x, s, LevelMap::nf4).hash(), 0x809bac952fc05e3full);
-  EXPECT_EQ(packed(x, s, LevelMap::nf4, sr).hash(), 0xd176dad62f989c74ull);
+  EXPECT_EQ(packed(x, s, LevelMap::nf4, sr).hash(), 0x59eee1225b4169b8ull);
   EXPECT_EQ(packed(x, s, LevelMap::dynamic).hash(), 0xbf67fb3ba3983ecdull);
-  EXPECT_EQ(packed(x, s, LevelMap::dynamic_unsigned, sr).hash(), 0x9a8e232c19397caeull);
+  EXPECT_EQ(packed(x, s, LevelMap::dynamic_unsigned, sr).hash(), 0x36af48a089e676caull);
   EXPECT_EQ(packed(x, s, LevelMap::linear_nozero, {.bf16_scale = true}).hash(),
             0x8e381e83d37a850bull);
   const GroupShape s8{.rows = 7, .cols = 613, .group = 64, .bits = 8};
   EXPECT_EQ(packed(x, s8, LevelMap::dynamic8).hash(), 0x9bcc889aac9751d0ull);
-  EXPECT_EQ(packed(x, s8, LevelMap::dynamic8, sr).hash(), 0x67b7b37994d460e4ull);
-  EXPECT_EQ(packed(x, s8, LevelMap::dynamic8_unsigned, sr).hash(), 0x40cd4f47a509a47full);
+  EXPECT_EQ(packed(x, s8, LevelMap::dynamic8, sr).hash(), 0x73875bb973c2e005ull);
+  EXPECT_EQ(packed(x, s8, LevelMap::dynamic8_unsigned, sr).hash(), 0xef4a2c0ab773a54cull);
 }
 
 TEST(GroupMapErrors, ImpossibleArgumentsAreRefused) {

@@ -15,35 +15,45 @@ using ::lowtide::testing::kAwkward;
 using ::lowtide::testing::noise;
 using ::lowtide::testing::same_everywhere;
 
-// DEShawResearch/random123, tests/kat_vectors: philox4x32 10.
+// DEShawResearch/random123, tests/kat_vectors: philox4x32 7 and 10.
 TEST(Philox, Random123KnownAnswers) {
   struct Case {
+    int rounds;
     uint32_t ctr[4];
     Key key;
     uint32_t want[4];
   };
+  const uint32_t pi[4] = {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344};
+  const Key pi_key = {0xa4093822, 0x299f31d0};
   const Case cases[] = {
-      {{0, 0, 0, 0}, {0, 0}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
-      {{~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
-      {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344},
-       {0xa4093822, 0x299f31d0},
-       {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}};
-  for (const auto& c : cases) {
-    uint32_t x[4] = {c.ctr[0], c.ctr[1], c.ctr[2], c.ctr[3]};
-    philox4x32_10(x, c.key);
-    for (int i = 0; i < 4; ++i) EXPECT_EQ(x[i], c.want[i]);
-  }
+      {7, {0, 0, 0, 0}, {0, 0}, {0x5f6fb709, 0x0d893f64, 0x4f121f81, 0x4f730a48}},
+      {7, {~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}, {0x5207ddc2, 0x45165e59, 0x4d8ee751, 0x8c52f662}},
+      {7, {pi[0], pi[1], pi[2], pi[3]}, pi_key, {0x4dfccaba, 0x190a87f0, 0xc47362ba, 0xb6b5242a}},
+      {10, {0, 0, 0, 0}, {0, 0}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
+      {10, {~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
+      {10, {pi[0], pi[1], pi[2], pi[3]}, pi_key, {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}};
+  for (const auto& c : cases)
+    for (uint32_t role : {kRoleZ, kRoleWeightSr, kRoleU, kRoleV, kRoleMask, kRoleQuantSr}) {
+      const bool rounding = role == kRoleWeightSr || role == kRoleQuantSr;
+      if (c.rounds != (rounding ? 7 : 10)) continue;
+      uint32_t x[4] = {c.ctr[0], c.ctr[1], c.ctr[2], c.ctr[3]};
+      philox4x32(x, c.key, role);
+      for (int i = 0; i < 4; ++i) EXPECT_EQ(x[i], c.want[i]) << "role " << role;
+    }
 }
 
 TEST(Philox, WordStreamFollowsTheTileLayout) {
-  const Stream s{.seed = 7, .step = 3, .slot = 1, .param = 9, .role = kRoleU};
-  const Key key = derive_key(s.seed, s.step, s.slot);
-  std::vector<uint32_t> w(256);
-  words(w.data(), 256, 0, s);
-  for (uint32_t block = 0; block < 64; ++block) {
-    uint32_t x[4] = {block, 0, s.param, s.role};
-    philox4x32_10(x, key);
-    for (int i = 0; i < 4; ++i) EXPECT_EQ(w[(block / 16) * 64 + 16 * i + block % 16], x[i]);
+  for (uint32_t role : {kRoleU, kRoleQuantSr}) {
+    const Stream s{.seed = 7, .step = 3, .slot = 1, .param = 9, .role = role};
+    const Key key = derive_key(s.seed, s.step, s.slot);
+    std::vector<uint32_t> w(256);
+    words(w.data(), 256, 0, s);
+    for (uint32_t block = 0; block < 64; ++block) {
+      uint32_t x[4] = {block, 0, s.param, role};
+      Key k = key;
+      philox_rounds(x, k, role == kRoleU ? 10 : 7);
+      for (int i = 0; i < 4; ++i) EXPECT_EQ(w[(block / 16) * 64 + 16 * i + block % 16], x[i]);
+    }
   }
 }
 
@@ -68,6 +78,14 @@ TEST(Stream, DigestsOfTheFormat) {
   EXPECT_EQ(got[0], 0x278da4aba4ef092aull);
   EXPECT_EQ(got[1], 0x445c4474ffb51a4eull);
   EXPECT_EQ(got[2], 0x05487deb305bf3a8ull);
+  Stream rounding = s;
+  rounding.role = kRoleWeightSr;
+  EXPECT_EQ(same_everywhere([&] {
+              std::vector<uint32_t> w(10007);
+              words(w.data(), 10007, 12345, rounding);
+              return digest(w);
+            }),
+            0xff32e514b56e1698ull);
 }
 
 class StreamDist : public ::testing::TestWithParam<Dist> {};

@@ -33,6 +33,13 @@ TEST_F(StreamCudaWords, SameBits) {
       EXPECT_TRUE(SameBits(out.host(), want)) << "n " << n << " offset " << offset;
     }
   }
+  Stream rounding = kStream;  // another number of rounds
+  rounding.role = kRoleWeightSr;
+  DeviceArray<uint32_t> out(200);
+  ASSERT_EQ(cuda::words(out.data(), 200, 5, rounding, nullptr), 0);
+  std::vector<uint32_t> want(200);
+  words(want.data(), 200, 5, rounding);
+  EXPECT_TRUE(SameBits(out.host(), want));
 }
 
 TEST_P(StreamCuda, SampleAndAddSameBits) {
