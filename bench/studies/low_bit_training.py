@@ -199,7 +199,7 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
     right.axhline(0, color="black", linewidth=0.8)
     right.set_xticks(range(len(rows)), [row["name"].replace(", ", "\n") for row in rows], fontsize=8)
     right.set(ylabel="loss over fp32 AdamW's (%)", title="After the same steps, each seed")
-    right.margins(y=0.25)
+    right.margins(x=0.12, y=0.25)
     right.grid(alpha=0.25, axis="y")
     fig.suptitle("SmolLM2-135M on Shakespeare: what low bit costs")
     fig.savefig(path, dpi=130)
