@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
     )
 
     group = parser.add_argument_group("method")
-    option("method", "training method", choices=sorted(METHODS))
+    option("method", "training method, one of those above", choices=sorted(METHODS), metavar="METHOD")
     option("weights", "how linear weights are held while they train; int8: in groups of 256, updated with stochastic rounding "
            "(auto: int8 for qgalore, else fp32)", choices=("auto", *WEIGHTS))  # fmt: skip
     option("lr", "peak learning rate (default: the method's, above)", type=float, metavar="X")

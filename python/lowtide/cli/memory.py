@@ -35,7 +35,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="model directory, config.json, or llama-60m, -130m, -350m, -1b, -7b"
     )
-    parser.add_argument("--method", choices=sorted(METHODS), help="count one method only")
+    parser.add_argument(
+        "--method",
+        choices=sorted(METHODS),
+        metavar="METHOD",
+        help=f"count one method only: {', '.join(sorted(METHODS))}",
+    )
     parser.add_argument(
         "--rank", type=int, default=128, metavar="R", help="rank of low-rank methods (default 128)"
     )
