@@ -19,7 +19,8 @@ struct Weights {
         codes(static_cast<size_t>(s.rows * row_bytes(s))),
         zero(static_cast<size_t>(s.rows * groups_per_row(s))),
         scale(zero.size()) {
-    quant::quantize_groups(x.data(), quant::FloatType::f32, out(), {});
+    quant::quantize_groups(x.data(), quant::FloatType::f32, out(),
+                           {.range = quant::Range::headroom});  // as weights that train are
   }
   quant::GroupMatrix out() { return {codes.data(), scale.data(), zero.data(), s}; }
 };
@@ -35,6 +36,8 @@ void requant(benchmark::State& state) {
                                  .decay = 1 - 1e-6,
                                  .stream = {.seed = 1, .step = t, .role = random::kRoleWeightSr}};
   };
+  while (step < 8)  // until the scales have settled
+    quant::requant_add_sr(w.out(), delta.data(), options(step++));
   for (auto _ : state) {
     quant::requant_add_sr(w.out(), delta.data(), options(step++));
     benchmark::ClobberMemory();
