@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -38,14 +39,31 @@ class Basis(Protocol):
         ...
 
 
+class _Whole(ABC):
+    """Bases whose every coordinate depends on the whole gradient."""
+
+    reads_all: ClassVar[bool] = True
+
+    @abstractmethod
+    def up(self, r: Tensor) -> Tensor:
+        """See :class:`Basis`."""
+
+    def add_(self, x: Tensor, r: Tensor) -> None:
+        """See :class:`Basis`."""
+        x += self.up(r)
+
+    def rest(self, grad: Tensor, r: Tensor) -> Tensor:
+        """See :class:`Basis`."""
+        back = self.up(r)
+        return torch.sub(grad, back, out=back)
+
+
 @dataclass(frozen=True)
-class DenseBasis:
+class DenseBasis(_Whole):
     """Rows of a stored matrix (r x d), dense or packed."""
 
     matrix: Tensor | Packed
     side: str
-
-    reads_all: ClassVar[bool] = True
 
     def down(self, grad: Tensor) -> Tensor:
         """See :class:`Basis`."""
@@ -61,26 +79,15 @@ class DenseBasis:
 
         return ops.matmul(r, self.matrix) if self.side == "right" else ops.matmul(self.matrix, r, ta=True)
 
-    def add_(self, x: Tensor, r: Tensor) -> None:
-        """See :class:`Basis`."""
-        x += self.up(r)
-
-    def rest(self, grad: Tensor, r: Tensor) -> Tensor:
-        """See :class:`Basis`."""
-        back = self.up(r)
-        return torch.sub(grad, back, out=back)
-
 
 @dataclass(frozen=True)
-class SeededBasis:
+class SeededBasis(_Whole):
     """A random projection that is drawn when it is used."""
 
     rank: int
     dim: int
     side: str
     address: dict[str, int]  # seed, step, param
-
-    reads_all: ClassVar[bool] = True
 
     def down(self, grad: Tensor) -> Tensor:
         """See :class:`Basis`."""
@@ -91,15 +98,6 @@ class SeededBasis:
         """See :class:`Basis`."""
         result: Tensor = self._projection().project_back(r, side=self.side, dim=self.dim, **self.address)
         return result
-
-    def add_(self, x: Tensor, r: Tensor) -> None:
-        """See :class:`Basis`."""
-        x += self.up(r)
-
-    def rest(self, grad: Tensor, r: Tensor) -> Tensor:
-        """See :class:`Basis`."""
-        back = self.up(r)
-        return torch.sub(grad, back, out=back)
 
     def _projection(self) -> Any:
         from lowtide.lowrank import RandomProjection
@@ -142,14 +140,12 @@ class IndexBasis:
 
 
 @dataclass(frozen=True)
-class CosineBasis:
+class CosineBasis(_Whole):
     """Chosen rows of the DCT-II matrix: a fast transform, no product."""
 
     indices: Tensor  # int32, ascending
     dim: int
     side: str
-
-    reads_all: ClassVar[bool] = True
 
     def down(self, grad: Tensor) -> Tensor:
         """See :class:`Basis`."""
@@ -160,15 +156,6 @@ class CosineBasis:
         """See :class:`Basis`."""
         full: Tensor = self._cosines().project_back(r, self.side)
         return full
-
-    def add_(self, x: Tensor, r: Tensor) -> None:
-        """See :class:`Basis`."""
-        x += self.up(r)
-
-    def rest(self, grad: Tensor, r: Tensor) -> Tensor:
-        """See :class:`Basis`."""
-        back = self.up(r)
-        return torch.sub(grad, back, out=back)
 
     def _cosines(self) -> Any:
         from lowtide.lowrank import DCTBasis

@@ -320,7 +320,7 @@ class Composed(Optimizer):
         """Replace the basis; returns :attr:`LowRankStep.lost` if the residual wants it."""
         prev = None
         had_basis = "refreshes" in state
-        if self._refresh.needs_prev or self._subspace.needs_prev or isinstance(self._transport, Rotate):
+        if self._refresh.needs_prev or self._subspace.needs_prev or self._transport.needs_prev:
             prev = self._basis.dense(state)
         if self._subspace.needs_gradient and not weight_store.finite(grad):
             if had_basis:

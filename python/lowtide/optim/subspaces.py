@@ -47,7 +47,7 @@ class Subspace(Protocol):
         step: int,
         param: int,
         mean: Tensor | None = None,
-    ) -> Tensor | None:  # fmt:  # fmt: skip skip
+    ) -> Tensor | None:
         """A basis for ``grad``: a matrix (rank x d), indices, or None if an address says it all; ``prev`` is the one in
         use, or None, ``mean`` the first moment at full size."""
         ...
@@ -57,11 +57,21 @@ class Subspace(Protocol):
         ...
 
 
-class _Dense:
-    """Bases that are matrices in a :class:`BasisStore`."""
+class _FromGradient:
+    """What most subspaces need: the gradient and nothing else."""
 
     needs_gradient: ClassVar[bool] = True
     needs_mean: ClassVar[bool] = False
+
+    @property
+    def needs_prev(self) -> bool:
+        """See :class:`Subspace`."""
+        return False
+
+
+class _Dense(_FromGradient):
+    """Bases that are matrices in a :class:`BasisStore`."""
+
     kind: ClassVar[str] = "dense"
 
     def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
@@ -74,11 +84,6 @@ class _Dense:
 @dataclass(frozen=True)
 class ExactSVD(_Dense):
     """The top singular vectors, by LAPACK (GaLore, Zhao et al. 2024, algorithm 1)."""
-
-    @property
-    def needs_prev(self) -> bool:
-        """See :class:`Subspace`."""
-        return False
 
     def find(
         self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
@@ -131,18 +136,12 @@ class RandomizedSVD(_Dense):
 
 
 @dataclass(frozen=True)
-class RandomGaussian:
+class RandomGaussian(_FromGradient):
     """A random projection that is never stored: its address is drawn from when it is used (APOLLO, Zhu et al. 2024, section
     4.2; Flora, Hao et al. 2024). See :class:`lowtide.lowrank.RandomProjection`."""
 
     needs_gradient: ClassVar[bool] = False
-    needs_mean: ClassVar[bool] = False
     kind: ClassVar[str] = "seed"
-
-    @property
-    def needs_prev(self) -> bool:
-        """See :class:`Subspace`."""
-        return False
 
     def find(
         self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
@@ -162,11 +161,6 @@ class RandomOrthonormal(_Dense):
 
     needs_gradient: ClassVar[bool] = False
 
-    @property
-    def needs_prev(self) -> bool:
-        """See :class:`Subspace`."""
-        return False
-
     def find(
         self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
         mean: Tensor | None = None,
@@ -179,18 +173,21 @@ class RandomOrthonormal(_Dense):
         return q.T.contiguous()
 
 
+class _Indices(_FromGradient):
+    """Bases that are chosen columns (right) or rows (left)."""
+
+    kind: ClassVar[str] = "indices"
+
+    def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
+        """See :class:`Subspace`."""
+        return IndexBasis(state["basis.indices"], state["dim"], state["side"])
+
+
 @dataclass(frozen=True)
-class RandomIndices:
+class RandomIndices(_Indices):
     """Random columns (right) or rows (left): the subspace of FRUGAL's coordinate-wise variant. A gather, no products."""
 
     needs_gradient: ClassVar[bool] = False
-    needs_mean: ClassVar[bool] = False
-    kind: ClassVar[str] = "indices"
-
-    @property
-    def needs_prev(self) -> bool:
-        """See :class:`Subspace`."""
-        return False
 
     def find(
         self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
@@ -203,10 +200,6 @@ class RandomIndices:
         keys = random.sample(dim, seed=seed, step=step, slot=1, param=param, like="torch")
         chosen = torch.argsort(keys, stable=True)[:rank]
         return chosen.sort().values.to(torch.int32)
-
-    def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
-        """See :class:`Subspace`."""
-        return IndexBasis(state["basis.indices"], state["dim"], state["side"])
 
 
 @dataclass(frozen=True)
@@ -251,21 +244,8 @@ class PowerQR(_Dense):
         return q.T.contiguous()
 
 
-class _Chosen:
-    """Bases that are indices chosen by looking at the gradient."""
-
-    needs_gradient: ClassVar[bool] = True
-    needs_mean: ClassVar[bool] = False
-    kind: ClassVar[str] = "indices"
-
-    @property
-    def needs_prev(self) -> bool:
-        """See :class:`Subspace`."""
-        return False
-
-
 @dataclass(frozen=True)
-class Cosines(_Chosen):
+class Cosines(_FromGradient):
     """The cosines in which the gradient is largest (DCT-AdamW, Modoranu et al. 2025, arXiv 2505.17967, section 3): see
     :class:`lowtide.lowrank.DCT`.
 
@@ -274,6 +254,8 @@ class Cosines(_Chosen):
     """
 
     power: str = "l1"
+
+    kind: ClassVar[str] = "indices"
 
     def __post_init__(self) -> None:
         if self.power not in ("l1", "l2"):
@@ -295,7 +277,7 @@ class Cosines(_Chosen):
 
 
 @dataclass(frozen=True)
-class TopIndices(_Chosen):
+class TopIndices(_Indices):
     """The columns (right) or rows (left) of largest norm: GRASS's Top-r (Muhamed et al., EMNLP 2024, arXiv 2406.17660)."""
 
     def find(
@@ -305,10 +287,6 @@ class TopIndices(_Chosen):
         """int32, ascending; of equal ones the first."""
         energy = channel_energy(grad, "left" if side == "right" else "right")
         return torch.argsort(energy, descending=True, stable=True)[:rank].sort().values.to(torch.int32)
-
-    def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
-        """See :class:`Subspace`."""
-        return IndexBasis(state["basis.indices"], state["dim"], state["side"])
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,11 @@ class Transport(Protocol):
 
     Attributes:
         needs_fp32: whether moments must be kept in fp32.
+        needs_prev: whether :meth:`switch` looks at the (dense) basis that was replaced.
     """
 
     needs_fp32: ClassVar[bool]
+    needs_prev: ClassVar[bool]
 
     def switch(self, state: dict[str, Any], rule: Rule, store: StateStore, change: Change) -> None:
         """Change the moments in ``state``."""
@@ -56,6 +58,7 @@ class Stale:
     """Keep the moments as they are (GaLore, Q-GaLore, Fira, APOLLO)."""
 
     needs_fp32: ClassVar[bool] = False
+    needs_prev: ClassVar[bool] = False
 
     def switch(self, state: dict[str, Any], rule: Rule, store: StateStore, change: Change) -> None:
         """See :class:`Transport`."""
@@ -66,6 +69,7 @@ class Reset:
     """Zero the moments and restart their bias correction (FRUGAL, GRASS)."""
 
     needs_fp32: ClassVar[bool] = False
+    needs_prev: ClassVar[bool] = False
 
     def switch(self, state: dict[str, Any], rule: Rule, store: StateStore, change: Change) -> None:
         """See :class:`Transport`."""
@@ -87,6 +91,7 @@ class Rotate:
     """
 
     needs_fp32: ClassVar[bool] = True
+    needs_prev: ClassVar[bool] = True
 
     def switch(self, state: dict[str, Any], rule: Rule, store: StateStore, change: Change) -> None:
         """See :class:`Transport`."""
