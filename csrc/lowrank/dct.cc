@@ -97,7 +97,7 @@ DctJob make_job(const DctMatrix& x, const int32_t* index, int64_t count, float* 
   require(x.rows >= 0 && x.cols >= 0, "dct: sizes must be >= 0");
   require(x.type == quant::FloatType::f32 || x.type == quant::FloatType::bf16,
           "dct: x must be float32 or bfloat16");
-  const int64_t n = x.lines == Lines::rows ? x.cols : x.rows;
+  const int64_t n = dct_length(x);
   check_length(n);
   require(count >= 0 && (index != nullptr ? count <= n : count == n),
           "dct: count must be the number of coefficients");
@@ -106,8 +106,6 @@ DctJob make_job(const DctMatrix& x, const int32_t* index, int64_t count, float* 
             "dct: index must ascend within [0, n)");
   return {dct_plan(n), table_of(n), x, index, count, Power::square, out};
 }
-
-int64_t lines_of(const DctMatrix& x) { return x.lines == Lines::rows ? x.rows : x.cols; }
 
 // f(begin, end, work) over blocks of lines.
 template <class F>
@@ -155,7 +153,7 @@ void dct_forward(float* out, const DctMatrix& x, const int32_t* index, int64_t c
   const DctJob job = make_job(x, index, count, out);
   const auto& kernel = kTables.get();
   for_blocks(
-      job.plan, blocks_of(lines_of(x), kDctLanes), kDctLanes,
+      job.plan, blocks_of(dct_lines(x), kDctLanes), kDctLanes,
       [&](int64_t begin, int64_t end, float* work) { kernel.forward(job, begin, end, work); });
 }
 
@@ -165,14 +163,14 @@ void dct_inverse(float* out, int64_t rows, int64_t cols, Lines lines, const floa
   const DctJob job = make_job(x, index, count, out);
   const auto& kernel = kTables.get();
   for_blocks(
-      job.plan, blocks_of(lines_of(x), kDctLanes), kDctLanes,
+      job.plan, blocks_of(dct_lines(x), kDctLanes), kDctLanes,
       [&](int64_t begin, int64_t end, float* work) { kernel.inverse(job, begin, end, work); });
 }
 
 void dct_power(float* sums, const DctMatrix& x, Power power) {
-  const int64_t n = x.lines == Lines::rows ? x.cols : x.rows;
+  const int64_t n = dct_length(x);
   DctJob job = make_job(x, nullptr, n, nullptr);
-  const int64_t blocks = blocks_of(lines_of(x), kDctPowerLines);
+  const int64_t blocks = blocks_of(dct_lines(x), kDctPowerLines);
   Floats part(static_cast<size_t>(blocks * n));
   job.out = part.data();
   job.power = power;

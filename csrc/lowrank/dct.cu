@@ -176,15 +176,8 @@ namespace {
 
 using kernels::LineJob;
 
-int64_t length_of(int64_t rows, int64_t cols, Lines lines) {
-  return lines == Lines::rows ? cols : rows;
-}
-int64_t lines_of(int64_t rows, int64_t cols, Lines lines) {
-  return lines == Lines::rows ? rows : cols;
-}
-
 bool valid(const DctMatrix& x, const int32_t* index, int64_t count) {
-  const int64_t n = length_of(x.rows, x.cols, x.lines);
+  const int64_t n = dct_length(x);
   return x.rows >= 0 && x.cols >= 0 && n >= 1 && n <= kDctMostCuda && count >= 0 &&
          (index != nullptr ? count <= n : count == n) &&
          (x.type == quant::FloatType::f32 || x.type == quant::FloatType::bf16);
@@ -193,9 +186,9 @@ bool valid(const DctMatrix& x, const int32_t* index, int64_t count) {
 int launch(void (*kernel)(LineJob), const DctMatrix& x, const int32_t* index, int64_t count,
            const float* table, float* out, bool low_by_line, void* cuda_stream) {
   LineJob a{};
-  a.lines = lines_of(x.rows, x.cols, x.lines);
+  a.lines = dct_lines(x);
   if (a.lines == 0) return 0;
-  a.job.plan = dct_plan(length_of(x.rows, x.cols, x.lines));
+  a.job.plan = dct_plan(dct_length(x));
   a.job.table = table;
   a.job.in = x;
   a.job.index = index;
@@ -203,7 +196,7 @@ int launch(void (*kernel)(LineJob), const DctMatrix& x, const int32_t* index, in
   a.job.out = out;
   a.low_by_line = low_by_line;
   const DctPlan& p = a.job.plan;
-  a.room = static_cast<int>(2 * p.m > p.n ? 2 * p.m : p.n);
+  a.room = static_cast<int>(dct_room(p));
   // Two blocks a multiprocessor, and whole sectors of columns where lines are short.
   constexpr int kShared = 96 << 10;
   a.width = 8;
@@ -221,8 +214,9 @@ int launch(void (*kernel)(LineJob), const DctMatrix& x, const int32_t* index, in
 }  // namespace
 
 int64_t dct_power_scratch(int64_t rows, int64_t cols, Lines lines) {
-  const int64_t blocks = (lines_of(rows, cols, lines) + kDctPowerLines - 1) / kDctPowerLines;
-  return rows * cols + blocks * length_of(rows, cols, lines);
+  const DctMatrix x = {nullptr, quant::FloatType::f32, rows, cols, lines};
+  const int64_t blocks = (dct_lines(x) + kDctPowerLines - 1) / kDctPowerLines;
+  return rows * cols + blocks * dct_length(x);
 }
 
 int dct_forward(float* out, const DctMatrix& x, const int32_t* index, int64_t count,
@@ -240,11 +234,11 @@ int dct_inverse(float* out, int64_t rows, int64_t cols, Lines lines, const float
 
 int dct_power(float* sums, const DctMatrix& x, Power power, const float* table, float* scratch,
               void* cuda_stream) {
-  const int64_t n = length_of(x.rows, x.cols, x.lines);
+  const int64_t n = dct_length(x);
   if (!valid(x, nullptr, n)) return static_cast<int>(cudaErrorInvalidValue);
   if (const int e = launch(kernels::dct_forward, x, nullptr, n, table, scratch, true, cuda_stream))
     return e;
-  const int64_t lines = lines_of(x.rows, x.cols, x.lines);
+  const int64_t lines = dct_lines(x);
   const int64_t blocks = (lines + kDctPowerLines - 1) / kDctPowerLines;
   float* const part = scratch + lines * n;
   const cudaStream_t stream = as_stream(cuda_stream);

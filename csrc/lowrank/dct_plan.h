@@ -29,6 +29,9 @@ struct DctPlan {
 
 LT_HD bool dct_even(const DctPlan& p) { return p.n % 2 == 0; }
 
+// Values of a buffer that holds a line in any of its forms.
+LT_HD int64_t dct_room(const DctPlan& p) { return 2 * p.m; }
+
 LT_HD bool dct_has_roots(int radix) { return radix > 5 && radix != 8; }
 
 // Floats of a stage: radix p, `left` points a transform before it.

@@ -13,7 +13,6 @@ int64_t position(const DctMatrix& m, int64_t l, int64_t c) {
 int64_t low_position(const DctJob& job, int64_t l, int64_t j) {
   return job.in.lines == Lines::rows ? l * job.count + j : j * job.in.cols + l;
 }
-int64_t lines_of(const DctMatrix& m) { return m.lines == Lines::rows ? m.rows : m.cols; }
 
 float element(const DctMatrix& m, int64_t i) {
   return m.type == quant::FloatType::f32 ? static_cast<const float*>(m.x)[i]
@@ -40,7 +39,7 @@ float* transform(const DctJob& job, float* x, float* y) {
 // Coefficients of line l; returns where they are.
 const float* coefficients(const DctJob& job, int64_t l, float* work) {
   const DctPlan& p = job.plan;
-  float* const other = work + (2 * p.m > p.n ? 2 * p.m : p.n);
+  float* const other = work + dct_room(p);
   if (!dct_even(p))
     for (int64_t i = 0; i < 2 * p.m; ++i) work[i] = 0.0f;
   for (int64_t c = 0; c < p.n; ++c) work[dct_slot(p, c)] = element(job.in, position(job.in, l, c));
@@ -51,7 +50,7 @@ const float* coefficients(const DctJob& job, int64_t l, float* work) {
 }
 
 void forward_ref(const DctJob& job, int64_t begin, int64_t end, float* work) {
-  const int64_t lines = lines_of(job.in);
+  const int64_t lines = dct_lines(job.in);
   for (int64_t l = begin * kDctLanes; l < end * kDctLanes && l < lines; ++l) {
     const float* s = coefficients(job, l, work);
     for (int64_t j = 0; j < job.count; ++j)
@@ -61,8 +60,8 @@ void forward_ref(const DctJob& job, int64_t begin, int64_t end, float* work) {
 
 void inverse_ref(const DctJob& job, int64_t begin, int64_t end, float* work) {
   const DctPlan& p = job.plan;
-  float* const other = work + (2 * p.m > p.n ? 2 * p.m : p.n);
-  const int64_t lines = lines_of(job.in);
+  float* const other = work + dct_room(p);
+  const int64_t lines = dct_lines(job.in);
   for (int64_t l = begin * kDctLanes; l < end * kDctLanes && l < lines; ++l) {
     for (int64_t k = 0; k < p.n; ++k) work[k] = 0.0f;
     for (int64_t j = 0; j < job.count; ++j)
@@ -74,7 +73,7 @@ void inverse_ref(const DctJob& job, int64_t begin, int64_t end, float* work) {
 }
 
 void power_ref(const DctJob& job, int64_t block, float* work) {
-  const int64_t n = job.plan.n, lines = lines_of(job.in);
+  const int64_t n = job.plan.n, lines = dct_lines(job.in);
   float* const sums = work + dct_work(job.plan) - kDctLanes * n;
   for (int64_t i = 0; i < kDctLanes * n; ++i) sums[i] = 0.0f;
   const int64_t first = block * kDctPowerLines;

@@ -89,16 +89,9 @@ LT_SIMD LineBlock<T> block_of(T* x, Lines lines, int64_t rows, int64_t cols, int
           least(kLanes, (along_rows ? rows : cols) - first), values, along_rows};
 }
 
-template <int kRadix>
-void stage(const vf32* __restrict x, vf32* __restrict y, int64_t groups, int64_t stride,
-           const float* __restrict twiddles) {
-  for (int64_t j = 0; j < groups; ++j)
-    for (int64_t q = 0; q < stride; ++q)
-      dct_butterfly(kRadix, x, y, groups, stride, j, q, twiddles);
-}
-
-void prime_stage(int p, const vf32* x, vf32* y, int64_t groups, int64_t stride,
-                 const float* twiddles) {
+// Inlined with a constant radix; any other goes through the general butterfly.
+LT_SIMD void stage(int p, const vf32* __restrict x, vf32* __restrict y, int64_t groups,
+                   int64_t stride, const float* __restrict twiddles) {
   for (int64_t j = 0; j < groups; ++j)
     for (int64_t q = 0; q < stride; ++q) dct_butterfly(p, x, y, groups, stride, j, q, twiddles);
 }
@@ -109,7 +102,7 @@ struct Buffers {
 
 inline Buffers buffers(const DctPlan& p, float* work) {
   auto* x = reinterpret_cast<vf32*>(work);
-  return {x, x + (2 * p.m > p.n ? 2 * p.m : p.n)};
+  return {x, x + dct_room(p)};
 }
 
 // The FFT of b.x; its result is in b.x afterwards, and b.y is free.
@@ -119,18 +112,28 @@ void transform(const DctJob& job, Buffers& b) {
   for (int s = 0; s < job.plan.stages; ++s) {
     const int p = job.plan.radix[s];
     const int64_t groups = left / p;
-    if (p == 8)
-      stage<8>(b.x, b.y, groups, stride, twiddles);
-    else if (p == 4)
-      stage<4>(b.x, b.y, groups, stride, twiddles);
-    else if (p == 2)
-      stage<2>(b.x, b.y, groups, stride, twiddles);
-    else if (p == 3)
-      stage<3>(b.x, b.y, groups, stride, twiddles);
-    else if (p == 5)
-      stage<5>(b.x, b.y, groups, stride, twiddles);
-    else
-      prime_stage(p, b.x, b.y, groups, stride, twiddles);
+    const auto run = [&](int radix) __attribute__((always_inline)) {
+      stage(radix, b.x, b.y, groups, stride, twiddles);
+    };
+    switch (p) {
+      case 8:
+        run(8);
+        break;
+      case 4:
+        run(4);
+        break;
+      case 2:
+        run(2);
+        break;
+      case 3:
+        run(3);
+        break;
+      case 5:
+        run(5);
+        break;
+      default:
+        run(p);
+    }
     twiddles += dct_stage_floats(p, left);
     left = groups, stride *= p;
     b = {b.y, b.x};
@@ -155,7 +158,7 @@ LT_SIMD const vf32* coefficients(const DctJob& job, int64_t first, float* work) 
 
 template <class In>
 void forward_from(const DctJob& job, int64_t begin, int64_t end, float* work) {
-  const int64_t lines = job.in.lines == Lines::rows ? job.in.rows : job.in.cols;
+  const int64_t lines = dct_lines(job.in);
   const int64_t stop = least(lines, end * kDctLanes);
   for (int64_t first = begin * kDctLanes; first < stop; first += kLanes) {
     const vf32* s = coefficients<In>(job, first, work);
@@ -177,7 +180,7 @@ void forward_simd(const DctJob& job, int64_t begin, int64_t end, float* work) {
 void inverse_simd(const DctJob& job, int64_t begin, int64_t end, float* work) {
   const DctPlan& p = job.plan;
   const DctMatrix& m = job.in;
-  const int64_t stop = least(m.lines == Lines::rows ? m.rows : m.cols, end * kDctLanes);
+  const int64_t stop = least(dct_lines(m), end * kDctLanes);
   const int64_t pairs = dct_pairs(p);
   for (int64_t first = begin * kDctLanes; first < stop; first += kLanes) {
     Buffers b = buffers(p, work);
@@ -206,7 +209,7 @@ void power_from(const DctJob& job, int64_t block, float* work) {
   constexpr int kVecs = kDctLanes / kLanes;
   float* const sums = work + dct_work(job.plan) - kDctLanes * n;
   for (int64_t i = 0; i < kDctLanes * n; i += kLanes) store(sums + i, vf32{});
-  const int64_t lines = job.in.lines == Lines::rows ? job.in.rows : job.in.cols;
+  const int64_t lines = dct_lines(job.in);
   const int64_t begin = block * kDctPowerLines, stop = least(lines, begin + kDctPowerLines);
   for (int64_t first = begin; first < stop; first += kLanes) {
     const vf32* s = coefficients<In>(job, first, work);

@@ -10,6 +10,9 @@ namespace lowtide::lowrank {
 constexpr int kDctLanes = 16;            // lines that are transformed together
 constexpr int64_t kDctPowerLines = 128;  // lines in a block of dct_power
 
+LT_HD int64_t dct_lines(const DctMatrix& x) { return x.lines == Lines::rows ? x.rows : x.cols; }
+LT_HD int64_t dct_length(const DctMatrix& x) { return x.lines == Lines::rows ? x.cols : x.rows; }
+
 struct DctJob {
   DctPlan plan;
   const float* table;
@@ -21,10 +24,7 @@ struct DctJob {
 };
 
 // Floats of scratch: two buffers of 2 m (or n) values a lane, and the sums of dct_power.
-inline int64_t dct_work(const DctPlan& p) {
-  const int64_t buffer = 2 * p.m > p.n ? 2 * p.m : p.n;
-  return kDctLanes * (2 * buffer + p.n);
-}
+inline int64_t dct_work(const DctPlan& p) { return kDctLanes * (2 * dct_room(p) + p.n); }
 
 struct DctTable {
   // Lines 16 b .. 16 b + 15 for b in [begin, end); `work` is aligned to 64 bytes.
