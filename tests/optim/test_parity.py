@@ -158,7 +158,7 @@ def test_apollo_follows_apollo_torch(shape: tuple[int, int], proj: str, mini: bo
         [{"params": theirs[:1], **keys, **named}, {"params": theirs[1:]}], lr=1e-2, weight_decay=0.05
     )
     if proj == "random":
-        a._subspace = _PeerProjection(b, theirs[0])
+        a._axes.subspace = _PeerProjection(b, theirs[0])
     limited = follow(a, b, ours, theirs, shape)
     assert a.state[ours[0]]["refreshes"] == 4
     assert limited > 5

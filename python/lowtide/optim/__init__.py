@@ -27,21 +27,26 @@ from lowtide.optim.groups import param_groups
 from lowtide.optim.in_backward import InBackward, in_backward
 from lowtide.optim.memory import MemoryReport, memory
 from lowtide.optim.presets import (
+    APOLLO,
+    FRUGAL,
     SGD,
     AdaBelief,
     AdaBelief8bit,
     AdamW,
     AdamW4bit,
     AdamW8bit,
+    APOLLOMini,
+    DCTAdamW,
+    FiraAdamW,
     GaLoreAdamW,
     GaLoreAdamW8bit,
+    GRASSAdamW,
+    LDAdam,
     Lion,
     Lion8bit,
     QGaLoreAdamW,
     SGD8bit,
 )
-from lowtide.optim.presets_feedback import DCTAdamW, GRASSAdamW, LDAdam
-from lowtide.optim.presets_residual import APOLLO, FRUGAL, APOLLOMini, FiraAdamW
 from lowtide.optim.residuals import (
     Drop,
     ErrorFeedback,

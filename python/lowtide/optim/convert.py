@@ -240,13 +240,13 @@ def _stored(opt: Composed, rules: tuple[str, ...], bits: tuple[int, ...]) -> int
     """The optimizer's bits; raises where another library could not hold its states."""
     if not isinstance(opt, Composed):
         raise LowtideTypeError(f"opt must be an optimizer of lowtide.optim, got {type(opt).__name__}")
-    if opt._rule.kernel not in rules:
+    if opt._axes.rule.kernel not in rules:
         raise LowtideValueError(
-            f"opt must have one of the rules {', '.join(rules)}, got {opt._rule.kernel!r}"
+            f"opt must have one of the rules {', '.join(rules)}, got {opt._axes.rule.kernel!r}"
         )
     if any("side" in s for s in opt.state.values()):
         raise LowtideValueError("opt trains matrices in a subspace, which has no counterpart there")
-    own = opt._store.bits(opt._store.min_numel)
+    own = opt._axes.store.bits(opt._axes.store.min_numel)
     if own not in (32, *bits):
         raise LowtideValueError(f"opt must keep its moments in {' or '.join(map(str, bits))} bits, got {own}")
     return own
@@ -271,7 +271,7 @@ def to_bitsandbytes(opt: Composed) -> dict[str, Any]:
         LowtideTypeError, LowtideValueError: a state that bitsandbytes has no form for, named.
     """
     _stored(opt, ("adam", "lion", "sgd"), (8,))
-    moments = [name for name, _ in opt._rule.moments]
+    moments = [name for name, _ in opt._axes.rule.moments]
     saved = opt.state_dict()
     state: dict[Any, dict[str, Any]] = {}
     for key, p, entry in _entries(opt, saved):
@@ -286,10 +286,10 @@ def to_bitsandbytes(opt: Composed) -> dict[str, Any]:
         state[key] = {"step": entry["step"], _BNB_WRAPPER: out}
     groups = []
     for g in saved["param_groups"]:
-        betas = (g["momentum"], 0.0) if opt._rule.kernel == "sgd" else tuple(g["betas"])
+        betas = (g["momentum"], 0.0) if opt._axes.rule.kernel == "sgd" else tuple(g["betas"])
         if g.get("nesterov") or g.get("dampening"):
             raise LowtideValueError("nesterov and dampening have no counterpart in bitsandbytes")
-        if opt._rule.kernel == "sgd" and g["weight_decay"]:
+        if opt._axes.rule.kernel == "sgd" and g["weight_decay"]:
             raise LowtideValueError("weight_decay of SGD is decoupled here and coupled there; set it to 0")
         own = {"lr": g["lr"], "betas": betas, "eps": g.get("eps", 0.0), "weight_decay": g["weight_decay"]}
         groups.append({**own, "alpha": 0.0, "t_alpha": None, "t_beta3": None, "params": list(g["params"])})

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from lowtide.optim.engine import Composed
-from lowtide.optim.presets import Betas
+from lowtide.optim.presets.common import Betas
 from lowtide.optim.residuals import Drop, ErrorFeedback
 from lowtide.optim.rules import AdamRule
 from lowtide.optim.subspaces import Cosines, EveryT, PowerQR, TopIndices

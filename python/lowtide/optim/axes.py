@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The choices that make an optimizer, and what every update asks of them together."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lowtide.errors import LowtideValueError
+from lowtide.optim import weights as weight_store
+from lowtide.optim.groups import rank_of
+from lowtide.optim.residuals import Residual
+from lowtide.optim.rules import AdamRule, Rule
+from lowtide.optim.stores import STATE_BITS, BasisStore, StateStore
+from lowtide.optim.subspaces import EveryT, LazyDoubling, Subspace
+from lowtide.optim.transports import Rotate, Transport
+
+State: TypeAlias = "dict[str, Any]"
+
+
+@dataclass
+class Axes:
+    """One value on each axis of :class:`~lowtide.optim.Composed`, whose arguments these are.
+
+    Attributes:
+        skipped: for each fused call, how many blocks it left alone (tensors, not yet added up).
+    """
+
+    rule: Rule
+    subspace: Subspace
+    basis: BasisStore
+    refresh: EveryT | LazyDoubling
+    transport: Transport
+    residual: Residual
+    store: StateStore
+    decay: str
+    stochastic: bool
+    seed: int
+    skipped: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.decay not in ("before", "after"):
+            raise LowtideValueError(f"decay must be 'before' or 'after', got {self.decay!r}")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 63:
+            raise LowtideValueError(f"seed must be an integer in [0, 2**63), got {self.seed!r}")
+        if self.refresh.needs_prev and self.subspace.kind != "dense":
+            raise LowtideValueError(
+                f"refresh {type(self.refresh).__name__} compares bases, {type(self.subspace).__name__} has none to compare; "
+                "use EveryT"
+            )
+        name = type(self.transport).__name__
+        if self.transport.needs_fp32 and self.store.kind != "fp32":
+            raise LowtideValueError(
+                f"transport {name} needs fp32 moments, got state {self.store.kind!r}; use StateStore()"
+            )
+        if isinstance(self.transport, Rotate):
+            if self.subspace.kind == "seed":
+                raise LowtideValueError("transport Rotate needs bases that are stored; use Stale or Reset")
+            if len(self.rule.moments) > 1 and not isinstance(self.rule, AdamRule):
+                raise LowtideValueError(
+                    f"transport Rotate knows Adam's second moment, not that of {type(self.rule).__name__}; use Reset"
+                )
+
+    def hyper(self) -> dict[str, Any]:
+        """The rule's hyper-parameters, which groups may override."""
+        return {name: getattr(self.rule, name) for name in self.rule.hyper}
+
+    def rule_of(self, group: dict[str, Any]) -> Rule:
+        """The rule with a group's own hyper-parameters."""
+        own: dict[str, Any] = {}
+        for name in self.rule.hyper:
+            value = group[name]
+            own[name] = tuple(value) if isinstance(value, list) else value
+        rule: Any = self.rule
+        changed: Rule = dataclasses.replace(rule, **own)
+        return changed
+
+    def decays(self, group: dict[str, Any]) -> tuple[float, float]:
+        """What the weight is multiplied by before and after the update."""
+        factor = 1.0 - float(group["lr"]) * float(group["weight_decay"])
+        return (factor, 1.0) if self.decay == "before" else (1.0, factor)
+
+    def create_state(
+        self, group: dict[str, Any], p: Tensor, state: State, store: StateStore | None = None
+    ) -> None:
+        """Fill the empty ``state`` of a parameter; ``store`` in place of the one chosen."""
+        shape = weight_store.shape(p)
+        state["step"] = 0
+        if "rank" in group and len(shape) >= 2 and shape.numel() > 0:
+            from lowtide.lowrank import side_for
+
+            rows, cols = shape[0], shape.numel() // shape[0]
+            side = side_for((rows, cols), group["proj_type"])
+            rank = rank_of(group["rank"], rows, cols)
+            state["side"], state["rank"], state["gap"] = side, rank, group["update_proj_gap"]
+            state["dim"] = cols if side == "right" else rows
+            shape = torch.Size((rows, rank) if side == "right" else (rank, cols))
+        for name, signed in self.rule.moments:
+            (store or self.store).create(state, name, shape, signed)
+
+    def direction_(self, rule: Rule, rs: list[Tensor], states: list[State], step: int) -> None:
+        """Overwrite each r (fp32) by the rule's direction and advance its moments."""
+        from lowtide import ops
+
+        self.skipped.append(
+            ops.fused_direction_(rs, rule=rule.kernel, **self.moments(states), **rule.scalars(step))
+        )
+
+    def moments(self, states: list[State]) -> dict[str, Any]:
+        """The moments of states that are stored alike, as the fused kernels take them."""
+        names = [name for name, _ in self.rule.moments]
+        if names[0] in states[0]:
+            lists = [[s[name] for s in states] for name in names]
+            return dict(zip(("ms", "vs"), lists, strict=False))
+        coded: dict[str, Any] = {"bits": STATE_BITS[self.store.kind]}
+        for name, codes, absmax in zip(names, ("ms", "vs"), ("m_absmax", "v_absmax"), strict=False):
+            coded[codes] = [s[f"{name}.codes"] for s in states]
+            coded[absmax] = [s[f"{name}.absmax"] for s in states]
+        return coded

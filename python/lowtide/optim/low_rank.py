@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The update of one matrix in a subspace: refresh, down, rule, residual, up, weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lowtide.errors import LowtideRuntimeError
+from lowtide.optim import weights as weight_store
+from lowtide.optim.axes import Axes, State
+from lowtide.optim.residuals import LowRankStep
+from lowtide.optim.transports import Change, overlap
+
+
+def step_low_rank(
+    axes: Axes, group: dict[str, Any], p: Tensor, param_id: int, grad: Tensor, state: State
+) -> None:
+    """Step one matrix."""
+    side = state["side"]
+    grad = axes.residual.prepare(grad.reshape(grad.shape[0], -1), state)
+    lost = None
+    if axes.refresh.due(state, state["step"]):
+        lost = _renew_basis(axes, group, state, grad, param_id)
+    basis = axes.subspace.load(state, axes.basis)
+    state["step"] += 1
+    moment_step = state["step"]
+    if "moment_step" in state:
+        moment_step = state["moment_step"] = state["moment_step"] + 1
+    rule = axes.rule_of(group)
+    r = basis.down(grad)
+    combined = axes.residual.update(
+        LowRankStep(
+            grad,
+            r,
+            lambda: axes.direction_(rule, [r], [state], moment_step),
+            basis,
+            side,
+            state,
+            float(group["scale"]),
+            rule.scalars(moment_step)["a"],
+            lost,
+        )
+    )
+    if combined is None:
+        axes.skipped.append(weight_store.nonfinite_blocks(grad))
+        return
+    update, factor = combined
+    before, after = axes.decays(group)
+    weight_store.apply(
+        [p],
+        [update],
+        alpha=-float(group["lr"]) * factor,
+        before=before,
+        after=after,
+        stochastic=axes.stochastic,
+        seed=axes.seed,
+        step=state["step"],
+        param_ids=[param_id],
+    )
+
+
+def _renew_basis(
+    axes: Axes, group: dict[str, Any], state: State, grad: Tensor, param_id: int
+) -> Tensor | None:
+    """Replace the basis; returns :attr:`LowRankStep.lost` if the residual wants it."""
+    prev = None
+    had_basis = "refreshes" in state
+    if axes.refresh.needs_prev or axes.subspace.needs_prev or axes.transport.needs_prev:
+        prev = axes.basis.dense(state)
+    if axes.subspace.needs_gradient and not weight_store.finite(grad):
+        if had_basis:
+            return None  # a poisoned gradient says nothing about the subspace: keep the basis in use
+        raise LowtideRuntimeError(
+            "the first gradient of a low-rank parameter holds inf or NaN, so no subspace can be found; "
+            "lower lr or check the data"
+        )
+    rule = axes.rule_of(group)
+    moment = rule.moments[0][0]
+    carried = mean = None
+    if had_basis and (axes.subspace.needs_mean or axes.residual.needs_lost):
+        carried = axes.subspace.load(state, axes.basis).up(state[moment])
+        mean = carried / (1.0 - rule.momentum_decay ** state["step"])
+    new = axes.subspace.find(
+        grad,
+        state["rank"],
+        side=state["side"],
+        prev=prev,
+        seed=axes.seed,
+        step=state["step"],
+        param=param_id,
+        mean=mean,
+    )
+    old_indices = state.get("basis.indices")
+    if new is None:
+        address = {"basis.seed": axes.seed, "basis.step": state["step"], "basis.param": param_id}
+        state.update(address)
+    elif axes.subspace.kind == "indices":
+        state["basis.indices"] = new
+    else:
+        axes.refresh.observe(state, new, prev)
+        axes.basis.save(state, new)
+    if had_basis:
+        change = Change(lambda: overlap(new, prev), old_indices, state.get("basis.indices"))
+        axes.transport.switch(state, rule, axes.store, change)
+    state["refreshed"] = state["step"]
+    state["refreshes"] = state.get("refreshes", 0) + 1
+    if carried is None or not axes.residual.needs_lost:
+        return None
+    carried -= axes.subspace.load(state, axes.basis).up(state[moment])
+    beta = rule.momentum_decay
+    return carried.mul_(beta / (1.0 - beta))

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Named methods: each picks one value on every axis of the engine and says which paper it is."""
+
+from __future__ import annotations
+
+from lowtide.optim.presets.feedback import DCTAdamW, GRASSAdamW, LDAdam
+from lowtide.optim.presets.full_rank import (
+    SGD,
+    AdaBelief,
+    AdaBelief8bit,
+    AdamW,
+    AdamW4bit,
+    AdamW8bit,
+    Lion,
+    Lion8bit,
+    SGD8bit,
+)
+from lowtide.optim.presets.galore import GaLoreAdamW, GaLoreAdamW8bit, QGaLoreAdamW
+from lowtide.optim.presets.residual import APOLLO, FRUGAL, APOLLOMini, FiraAdamW
+
+__all__ = [
+    "APOLLO",
+    "FRUGAL",
+    "SGD",
+    "APOLLOMini",
+    "AdaBelief",
+    "AdaBelief8bit",
+    "AdamW",
+    "AdamW4bit",
+    "AdamW8bit",
+    "DCTAdamW",
+    "FiraAdamW",
+    "GRASSAdamW",
+    "GaLoreAdamW",
+    "GaLoreAdamW8bit",
+    "LDAdam",
+    "Lion",
+    "Lion8bit",
+    "QGaLoreAdamW",
+    "SGD8bit",
+]

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the constructors of several methods share."""
+
+from __future__ import annotations
+
+from lowtide.errors import LowtideValueError
+from lowtide.optim.subspaces import ExactSVD, RandomizedSVD
+
+Betas = tuple[float, float]
+
+
+def svd_of(kind: str, *, warm_start: bool = True) -> ExactSVD | RandomizedSVD:
+    """The subspace that an argument ``svd`` names."""
+    if kind not in ("randomized", "exact"):
+        raise LowtideValueError(f"svd must be 'randomized' or 'exact', got {kind!r}")
+    return ExactSVD() if kind == "exact" else RandomizedSVD(warm_start=warm_start)
