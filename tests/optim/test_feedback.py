@@ -136,9 +136,8 @@ def test_power_iteration_finds_the_papers_subspace(shape: tuple[int, int]) -> No
     g, mean = gradient(shape, 0), gradient(shape, 1)
     d = min(shape)
     prev = torch.linalg.qr(torch.randn(d, RANK, generator=torch.Generator().manual_seed(2)))[0].T.contiguous()
-    found = (
-        lt.optim.PowerQR(0.7).find(g, RANK, side=side, prev=prev, seed=0, step=1, param=0, mean=mean).double()
-    )
+    request = lt.optim.RefreshRequest(g, RANK, side, prev, mean, step=1)
+    found = lt.optim.PowerQR(0.7).find(request).double()
     b = (0.3 * g + 0.7 * mean).double()
     b = b if side == "left" else b.T
     want = torch.linalg.qr(b @ (b.T @ prev.double().T))[0]
@@ -149,11 +148,11 @@ def test_power_iteration_finds_the_papers_subspace(shape: tuple[int, int]) -> No
 
 def test_cosines_and_rows_are_the_largest() -> None:
     g = gradient((33, 70), 0)
-    dct = lt.optim.Cosines("l2").find(g, RANK, side="left", prev=None, seed=0, step=0, param=0)
+    dct = lt.optim.Cosines("l2").find(lt.optim.RefreshRequest(g, RANK, "left"))
     full = lt.lowrank.DCTBasis(torch.arange(33, dtype=torch.int32), 33).project(g, "left")
     assert set(dct.tolist()) == set(full.norm(dim=1).topk(RANK).indices.tolist())
     for side, norms in (("left", g.norm(dim=1)), ("right", g.norm(dim=0))):
-        rows = lt.optim.TopIndices().find(g, RANK, side=side, prev=None, seed=0, step=0, param=0)
+        rows = lt.optim.TopIndices().find(lt.optim.RefreshRequest(g, RANK, side))
         assert rows.tolist() == sorted(norms.topk(RANK).indices.tolist())
 
 

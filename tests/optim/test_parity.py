@@ -128,9 +128,12 @@ class _PeerProjection:
     def __init__(self, peer: torch.optim.Optimizer, p: torch.nn.Parameter) -> None:
         self.peer, self.p = peer, p
 
-    def find(self, grad: torch.Tensor, rank: int, *, side: str, **_: object) -> torch.Tensor:
+    def find(self, request: lt.optim.RefreshRequest) -> torch.Tensor:
         matrix = self.peer.state[self.p]["projector"].ortho_matrix
-        return (matrix if side == "right" else matrix.T).contiguous()
+        return (matrix if request.side == "right" else matrix.T).contiguous()
+
+    def keep(self, state: dict, found: torch.Tensor, request: object, store: lt.optim.BasisStore) -> None:
+        store.save(state, found)
 
     def load(self, state: dict, store: lt.optim.BasisStore) -> object:
         return lt.optim.bases.DenseBasis(store.load(state), state["side"])

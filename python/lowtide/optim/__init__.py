@@ -47,6 +47,7 @@ from lowtide.optim.presets import (
     QGaLoreAdamW,
     SGD8bit,
 )
+from lowtide.optim.refresh import EveryT, LazyDoubling, RefreshRequest
 from lowtide.optim.residuals import (
     Drop,
     ErrorFeedback,
@@ -59,9 +60,7 @@ from lowtide.optim.rules import AdaBeliefRule, AdamRule, LionRule, SGDRule
 from lowtide.optim.stores import BasisStore, StateStore
 from lowtide.optim.subspaces import (
     Cosines,
-    EveryT,
     ExactSVD,
-    LazyDoubling,
     PowerQR,
     RandomGaussian,
     RandomIndices,
@@ -109,6 +108,7 @@ __all__ = [
     "RandomIndices",
     "RandomOrthonormal",
     "RandomizedSVD",
+    "RefreshRequest",
     "Reset",
     "Residual",
     "Rotate",

@@ -13,10 +13,11 @@ from torch import Tensor
 from lowtide.errors import LowtideValueError
 from lowtide.optim import weights as weight_store
 from lowtide.optim.groups import rank_of
+from lowtide.optim.refresh import Refresh
 from lowtide.optim.residuals import Residual
 from lowtide.optim.rules import AdamRule, Rule
 from lowtide.optim.stores import STATE_BITS, BasisStore, StateStore
-from lowtide.optim.subspaces import EveryT, LazyDoubling, Subspace
+from lowtide.optim.subspaces import Subspace
 from lowtide.optim.transports import Rotate, Transport
 
 State: TypeAlias = "dict[str, Any]"
@@ -33,7 +34,7 @@ class Axes:
     rule: Rule
     subspace: Subspace
     basis: BasisStore
-    refresh: EveryT | LazyDoubling
+    refresh: Refresh
     transport: Transport
     residual: Residual
     store: StateStore

@@ -23,11 +23,12 @@ from lowtide.optim.axes import Axes, State
 from lowtide.optim.full_rank import Item, step_full_rank
 from lowtide.optim.groups import check_known, check_low_rank_keys
 from lowtide.optim.low_rank import step_low_rank
+from lowtide.optim.refresh import EveryT, Refresh
 from lowtide.optim.residuals import Drop, Residual
 from lowtide.optim.rules import AdamRule, Rule
 from lowtide.optim.saved import check_saved
 from lowtide.optim.stores import BasisStore, StateStore
-from lowtide.optim.subspaces import EveryT, LazyDoubling, RandomizedSVD, Subspace
+from lowtide.optim.subspaces import RandomizedSVD, Subspace
 from lowtide.optim.transports import Stale, Transport
 
 
@@ -69,7 +70,7 @@ class Composed(Optimizer):
         decay: str = "before",
         subspace: Subspace | None = None,
         basis: BasisStore | None = None,
-        refresh: EveryT | LazyDoubling | None = None,
+        refresh: Refresh | None = None,
         transport: Transport | None = None,
         residual: Residual | None = None,
         state: StateStore | None = None,

@@ -10,6 +10,7 @@ from torch import Tensor
 from lowtide.errors import LowtideRuntimeError
 from lowtide.optim import weights as weight_store
 from lowtide.optim.axes import Axes, State
+from lowtide.optim.refresh import RefreshRequest
 from lowtide.optim.residuals import LowRankStep
 from lowtide.optim.transports import Change, overlap
 
@@ -82,25 +83,14 @@ def _renew_basis(
     if had_basis and (axes.subspace.needs_mean or axes.residual.needs_lost):
         carried = axes.subspace.load(state, axes.basis).up(state[moment])
         mean = carried / (1.0 - rule.momentum_decay ** state["step"])
-    new = axes.subspace.find(
-        grad,
-        state["rank"],
-        side=state["side"],
-        prev=prev,
-        seed=axes.seed,
-        step=state["step"],
-        param=param_id,
-        mean=mean,
+    request = RefreshRequest(
+        grad, state["rank"], state["side"], prev, mean, seed=axes.seed, step=state["step"], param=param_id
     )
+    new = axes.subspace.find(request)
     old_indices = state.get("basis.indices")
-    if new is None:
-        address = {"basis.seed": axes.seed, "basis.step": state["step"], "basis.param": param_id}
-        state.update(address)
-    elif axes.subspace.kind == "indices":
-        state["basis.indices"] = new
-    else:
+    if new is not None:
         axes.refresh.observe(state, new, prev)
-        axes.basis.save(state, new)
+    axes.subspace.keep(state, new, request, axes.basis)
     if had_basis:
         change = Change(lambda: overlap(new, prev), old_indices, state.get("basis.indices"))
         axes.transport.switch(state, rule, axes.store, change)

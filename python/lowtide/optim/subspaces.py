@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The subspace axis: which r directions of a gradient are kept, and when they are renewed.
+"""The subspace axis: which r directions of a gradient are kept.
 
 A basis is always r x d, d the projected side: ``side="right"``: d = columns, R = G Bᵀ (m x r); ``side="left"``: d =
 rows, R = B G (r x n). How it is kept depends on its kind: a matrix in a :class:`~lowtide.optim.BasisStore`, indices, or a seed.
@@ -16,6 +16,7 @@ from torch import Tensor
 from lowtide.errors import LowtideValueError
 from lowtide.optim.bases import Basis, CosineBasis, DenseBasis, IndexBasis, SeededBasis
 from lowtide.optim.norms import channel_energy
+from lowtide.optim.refresh import RefreshRequest
 from lowtide.optim.stores import BasisStore
 
 
@@ -36,20 +37,14 @@ class Subspace(Protocol):
     needs_mean: ClassVar[bool]
     kind: ClassVar[str]
 
-    def find(
-        self,
-        grad: Tensor,
-        rank: int,
-        *,
-        side: str,
-        prev: Tensor | None,
-        seed: int,
-        step: int,
-        param: int,
-        mean: Tensor | None = None,
-    ) -> Tensor | None:
-        """A basis for ``grad``: a matrix (rank x d), indices, or None if an address says it all; ``prev`` is the one in
-        use, or None, ``mean`` the first moment at full size."""
+    def find(self, request: RefreshRequest) -> Tensor | None:
+        """A basis: a matrix (rank x d), indices, or None if an address says it all."""
+        ...
+
+    def keep(
+        self, state: dict[str, Any], found: Tensor | None, request: RefreshRequest, store: BasisStore
+    ) -> None:
+        """Put what :meth:`find` gave for ``request`` into ``state``."""
         ...
 
     def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
@@ -74,6 +69,13 @@ class _Dense(_FromGradient):
 
     kind: ClassVar[str] = "dense"
 
+    def keep(
+        self, state: dict[str, Any], found: Tensor | None, request: RefreshRequest, store: BasisStore
+    ) -> None:
+        """See :class:`Subspace`."""
+        assert found is not None
+        store.save(state, found)
+
     def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
         """See :class:`Subspace`."""
         matrix = store.load(state)
@@ -85,13 +87,11 @@ class _Dense(_FromGradient):
 class ExactSVD(_Dense):
     """The top singular vectors, by LAPACK (GaLore, Zhao et al. 2024, algorithm 1)."""
 
-    def find(
-        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
-        mean: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    def find(self, request: RefreshRequest) -> Tensor:
         """See :class:`Subspace`."""
-        u, _, vh = torch.linalg.svd(grad.float(), full_matrices=False)
-        basis: Tensor = vh[:rank] if side == "right" else u[:, :rank].T
+        rank = request.rank
+        u, _, vh = torch.linalg.svd(request.grad.float(), full_matrices=False)
+        basis: Tensor = vh[:rank] if request.side == "right" else u[:, :rank].T
         return basis.contiguous()
 
 
@@ -115,44 +115,49 @@ class RandomizedSVD(_Dense):
         """Whether :meth:`find` looks at the basis in use."""
         return self.warm_start
 
-    def find(
-        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
-        mean: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    def find(self, request: RefreshRequest) -> Tensor:
         """See :class:`Subspace`."""
         from lowtide import ops
 
         return ops.rsvd(
-            grad,
-            rank,
-            side=side,
-            prev=prev if self.warm_start else None,
+            request.grad,
+            request.rank,
+            side=request.side,
+            prev=request.prev if self.warm_start else None,
             oversample=self.oversample,
             power_iters=self.power_iters,
-            seed=seed,
-            step=step,
-            param=param,
+            **request.address,
         )
 
 
-@dataclass(frozen=True)
-class RandomGaussian(_FromGradient):
-    """A random projection that is never stored: its address is drawn from when it is used (APOLLO, Zhu et al. 2024, section
-    4.2; Flora, Hao et al. 2024). See :class:`lowtide.lowrank.RandomProjection`."""
+class _Seeded(_FromGradient):
+    """Bases that are drawn when they are used: their address is kept."""
 
     needs_gradient: ClassVar[bool] = False
     kind: ClassVar[str] = "seed"
 
-    def find(
-        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
-        mean: Tensor | None = None,
-    ) -> None:  # fmt: skip
+    def find(self, request: RefreshRequest) -> None:
         """See :class:`Subspace`."""
+
+    def keep(
+        self, state: dict[str, Any], found: Tensor | None, request: RefreshRequest, store: BasisStore
+    ) -> None:
+        """See :class:`Subspace`."""
+        state.update({f"basis.{name}": value for name, value in request.address.items()})
+
+
+def _address(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: state[f"basis.{name}"] for name in ("seed", "step", "param")}
+
+
+@dataclass(frozen=True)
+class RandomGaussian(_Seeded):
+    """A random projection that is never stored: its address is drawn from when it is used (APOLLO, Zhu et al. 2024, section
+    4.2; Flora, Hao et al. 2024). See :class:`lowtide.lowrank.RandomProjection`."""
 
     def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
         """See :class:`Subspace`."""
-        address = {name: state[f"basis.{name}"] for name in ("seed", "step", "param")}
-        return SeededBasis(state["rank"], state["dim"], state["side"], address)
+        return SeededBasis(state["rank"], state["dim"], state["side"], _address(state))
 
 
 @dataclass(frozen=True)
@@ -161,14 +166,11 @@ class RandomOrthonormal(_Dense):
 
     needs_gradient: ClassVar[bool] = False
 
-    def find(
-        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
-        mean: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    def find(self, request: RefreshRequest) -> Tensor:
         """See :class:`Subspace`."""
         from lowtide.lowrank import RandomProjection
 
-        rows = RandomProjection(rank).basis(grad, side=side, seed=seed, step=step, param=param)
+        rows = RandomProjection(request.rank).basis(request.grad, side=request.side, **request.address)
         q: Tensor = torch.linalg.qr(rows.T)[0]
         return q.T.contiguous()
 
@@ -177,6 +179,12 @@ class _Indices(_FromGradient):
     """Bases that are chosen columns (right) or rows (left)."""
 
     kind: ClassVar[str] = "indices"
+
+    def keep(
+        self, state: dict[str, Any], found: Tensor | None, request: RefreshRequest, store: BasisStore
+    ) -> None:
+        """See :class:`Subspace`."""
+        state["basis.indices"] = found
 
     def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
         """See :class:`Subspace`."""
@@ -189,16 +197,12 @@ class RandomIndices(_Indices):
 
     needs_gradient: ClassVar[bool] = False
 
-    def find(
-        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
-        mean: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    def find(self, request: RefreshRequest) -> Tensor:
         """The ``rank`` places with the smallest of ``d`` Gaussian numbers: int32, ascending."""
         from lowtide import random
 
-        dim = grad.shape[1 if side == "right" else 0]
-        keys = random.sample(dim, seed=seed, step=step, slot=1, param=param, like="torch")
-        chosen = torch.argsort(keys, stable=True)[:rank]
+        keys = random.sample(request.dim, slot=1, like="torch", **request.address)
+        chosen = torch.argsort(keys, stable=True)[: request.rank]
         return chosen.sort().values.to(torch.int32)
 
 
@@ -225,17 +229,15 @@ class PowerQR(_Dense):
         """See :class:`Subspace`."""
         return True
 
-    def find(
-        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
-        mean: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    def find(self, request: RefreshRequest) -> Tensor:
         """See :class:`Subspace`."""
         from lowtide import ops
 
-        if prev is None or mean is None:
-            return ops.rsvd(grad, rank, side=side, seed=seed, step=step, param=param)
-        b = grad * (1.0 - self.rho)
-        b += mean * self.rho
+        prev, side = request.prev, request.side
+        if prev is None or request.mean is None:
+            return ops.rsvd(request.grad, request.rank, side=side, **request.address)
+        b = request.grad * (1.0 - self.rho)
+        b += request.mean * self.rho
         if side == "right":
             y = ops.matmul(b, ops.matmul(b, prev, tb=True), ta=True)
         else:
@@ -245,7 +247,7 @@ class PowerQR(_Dense):
 
 
 @dataclass(frozen=True)
-class Cosines(_FromGradient):
+class Cosines(_Indices):
     """The cosines in which the gradient is largest (DCT-AdamW, Modoranu et al. 2025, arXiv 2505.17967, section 3): see
     :class:`lowtide.lowrank.DCT`.
 
@@ -255,20 +257,15 @@ class Cosines(_FromGradient):
 
     power: str = "l1"
 
-    kind: ClassVar[str] = "indices"
-
     def __post_init__(self) -> None:
         if self.power not in ("l1", "l2"):
             raise LowtideValueError(f"power must be 'l1' or 'l2', got {self.power!r}")
 
-    def find(
-        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
-        mean: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    def find(self, request: RefreshRequest) -> Tensor:
         """See :class:`Subspace`."""
         from lowtide.lowrank import DCT
 
-        index: Tensor = DCT(rank, self.power).basis(grad, side=side).index
+        index: Tensor = DCT(request.rank, self.power).basis(request.grad, side=request.side).index
         return index
 
     def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
@@ -280,73 +277,8 @@ class Cosines(_FromGradient):
 class TopIndices(_Indices):
     """The columns (right) or rows (left) of largest norm: GRASS's Top-r (Muhamed et al., EMNLP 2024, arXiv 2406.17660)."""
 
-    def find(
-        self, grad: Tensor, rank: int, *, side: str, prev: Tensor | None, seed: int, step: int, param: int,
-        mean: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    def find(self, request: RefreshRequest) -> Tensor:
         """int32, ascending; of equal ones the first."""
-        energy = channel_energy(grad, "left" if side == "right" else "right")
-        return torch.argsort(energy, descending=True, stable=True)[:rank].sort().values.to(torch.int32)
-
-
-@dataclass(frozen=True)
-class EveryT:
-    """Refresh when ``step % gap == 0``, counted from 0 (GaLore)."""
-
-    needs_prev = False
-
-    def due(self, state: dict[str, Any], step: int) -> bool:
-        """Whether the basis is renewed before the update with this 0-based step."""
-        return step % int(state["gap"]) == 0
-
-    def observe(self, state: dict[str, Any], new: Tensor, prev: Tensor | None) -> None:
-        """Called after each refresh with both bases."""
-
-
-@dataclass(frozen=True)
-class LazyDoubling:
-    """Q-GaLore's layer-adaptive schedule (Zhang et al. 2024, section 3.3): a matrix whose subspace hardly moves over
-    ``queue`` refreshes in a row has its gap multiplied by ``gamma``.
-
-    The measure is the sign-safe overlap ``||B Bprevᵀ||_F² / r``; ``compat=True`` takes the cosine of the first
-    vectors as q-galore-torch does. The queue is cleared after each doubling, so that the next one needs new evidence
-    (compat: kept, as there).
-    """
-
-    threshold: float = 0.4
-    gamma: float = 2.0
-    queue: int = 5
-    compat: bool = False
-
-    needs_prev = True
-
-    def __post_init__(self) -> None:
-        if not -1.0 <= self.threshold <= 1.0:
-            raise LowtideValueError(f"threshold must lie in [-1, 1], got {self.threshold!r}")
-        if self.gamma < 1.0:
-            raise LowtideValueError(f"gamma must be >= 1, got {self.gamma!r}")
-        if self.queue < 1:
-            raise LowtideValueError(f"queue must be >= 1, got {self.queue!r}")
-
-    def due(self, state: dict[str, Any], step: int) -> bool:
-        """Whether the basis is renewed before the update with this 0-based step."""
-        if self.compat:
-            return step % int(state["gap"]) == 0
-        # Counted from the last refresh: a doubled gap must not shift the phase.
-        return "refreshed" not in state or step - int(state["refreshed"]) >= int(state["gap"])
-
-    def observe(self, state: dict[str, Any], new: Tensor, prev: Tensor | None) -> None:
-        """Record the overlap and stretch the gap."""
-        if prev is None:
-            return
-        if self.compat:
-            overlap = torch.nn.functional.cosine_similarity(new[:1], prev[:1]).item()
-        else:
-            overlap = (new @ prev.T).square().sum().item() / new.shape[0]
-        seen = state.get("overlaps", torch.zeros(0, dtype=torch.float64))
-        seen = torch.cat([seen, torch.tensor([overlap], dtype=torch.float64)])[-self.queue :]
-        if len(seen) == self.queue and seen.mean().item() >= self.threshold:
-            state["gap"] = int(state["gap"] * self.gamma)
-            if not self.compat:
-                seen = seen[:0].clone()
-        state["overlaps"] = seen
+        energy = channel_energy(request.grad, "left" if request.side == "right" else "right")
+        best = torch.argsort(energy, descending=True, stable=True)[: request.rank]
+        return best.sort().values.to(torch.int32)

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 from lowtide.optim.engine import Composed
 from lowtide.optim.presets.common import Betas
+from lowtide.optim.refresh import EveryT
 from lowtide.optim.residuals import Drop, ErrorFeedback
 from lowtide.optim.rules import AdamRule
-from lowtide.optim.subspaces import Cosines, EveryT, PowerQR, TopIndices
+from lowtide.optim.subspaces import Cosines, PowerQR, TopIndices
 from lowtide.optim.transports import Reset, Rotate
 
 

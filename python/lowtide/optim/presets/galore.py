@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 from lowtide.errors import LowtideValueError
 from lowtide.optim.engine import Composed
 from lowtide.optim.presets.common import Betas, svd_of
+from lowtide.optim.refresh import EveryT, LazyDoubling
 from lowtide.optim.rules import AdamRule
 from lowtide.optim.stores import BasisStore, StateStore
-from lowtide.optim.subspaces import EveryT, ExactSVD, LazyDoubling
+from lowtide.optim.subspaces import ExactSVD
 from lowtide.optim.transports import Stale
 
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from lowtide.errors import LowtideValueError
 from lowtide.optim.engine import Composed
 from lowtide.optim.presets.common import Betas, svd_of
+from lowtide.optim.refresh import EveryT
 from lowtide.optim.residuals import ScaledGradient, ScaledResidual, SignResidual
 from lowtide.optim.rules import AdamRule
 from lowtide.optim.subspaces import (
-    EveryT,
     ExactSVD,
     RandomGaussian,
     RandomIndices,

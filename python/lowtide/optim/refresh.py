@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The refresh axis: when a subspace is renewed, and what the search for the next one may look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lowtide.errors import LowtideValueError
+
+
+@dataclass(frozen=True)
+class RefreshRequest:
+    """A matrix whose subspace is to be found anew.
+
+    Attributes:
+        grad: the gradient, m x n, fp32 or bf16.
+        rank: directions wanted, r.
+        side: ``"right"`` (d = n) or ``"left"`` (d = m), as in :mod:`lowtide.lowrank`.
+        prev: the basis in use, r x d in fp32; None at first, and where the subspace does not say ``needs_prev``.
+        mean: the first moment at full size, bias-corrected; None at first, and without ``needs_mean``.
+        seed, step, param: the address of random numbers; ``step`` counts updates from 0.
+    """
+
+    grad: Tensor
+    rank: int
+    side: str
+    prev: Tensor | None = None
+    mean: Tensor | None = None
+    seed: int = 0
+    step: int = 0
+    param: int = 0
+
+    @property
+    def dim(self) -> int:
+        """d, the length of the projected side."""
+        return int(self.grad.shape[1 if self.side == "right" else 0])
+
+    @property
+    def address(self) -> dict[str, Any]:
+        """``seed``, ``step`` and ``param``, as :mod:`lowtide.random` takes them."""
+        return {"seed": self.seed, "step": self.step, "param": self.param}
+
+
+@dataclass(frozen=True)
+class EveryT:
+    """Refresh when ``step % gap == 0``, counted from 0 (GaLore)."""
+
+    needs_prev = False
+
+    def due(self, state: dict[str, Any], step: int) -> bool:
+        """Whether the basis is renewed before the update with this 0-based step."""
+        return step % int(state["gap"]) == 0
+
+    def observe(self, state: dict[str, Any], new: Tensor, prev: Tensor | None) -> None:
+        """Called after each refresh with both bases."""
+
+
+@dataclass(frozen=True)
+class LazyDoubling:
+    """Q-GaLore's layer-adaptive schedule (Zhang et al. 2024, section 3.3): a matrix whose subspace hardly moves over
+    ``queue`` refreshes in a row has its gap multiplied by ``gamma``.
+
+    The measure is the sign-safe overlap ``||B Bprevᵀ||_F² / r``; ``compat=True`` takes the cosine of the first
+    vectors as q-galore-torch does. The queue is cleared after each doubling, so that the next one needs new evidence
+    (compat: kept, as there).
+    """
+
+    threshold: float = 0.4
+    gamma: float = 2.0
+    queue: int = 5
+    compat: bool = False
+
+    needs_prev = True
+
+    def __post_init__(self) -> None:
+        if not -1.0 <= self.threshold <= 1.0:
+            raise LowtideValueError(f"threshold must lie in [-1, 1], got {self.threshold!r}")
+        if self.gamma < 1.0:
+            raise LowtideValueError(f"gamma must be >= 1, got {self.gamma!r}")
+        if self.queue < 1:
+            raise LowtideValueError(f"queue must be >= 1, got {self.queue!r}")
+
+    def due(self, state: dict[str, Any], step: int) -> bool:
+        """Whether the basis is renewed before the update with this 0-based step."""
+        if self.compat:
+            return step % int(state["gap"]) == 0
+        # Counted from the last refresh: a doubled gap must not shift the phase.
+        return "refreshed" not in state or step - int(state["refreshed"]) >= int(state["gap"])
+
+    def observe(self, state: dict[str, Any], new: Tensor, prev: Tensor | None) -> None:
+        """Record the overlap and stretch the gap."""
+        if prev is None:
+            return
+        if self.compat:
+            overlap = torch.nn.functional.cosine_similarity(new[:1], prev[:1]).item()
+        else:
+            overlap = (new @ prev.T).square().sum().item() / new.shape[0]
+        seen = state.get("overlaps", torch.zeros(0, dtype=torch.float64))
+        seen = torch.cat([seen, torch.tensor([overlap], dtype=torch.float64)])[-self.queue :]
+        if len(seen) == self.queue and seen.mean().item() >= self.threshold:
+            state["gap"] = int(state["gap"] * self.gamma)
+            if not self.compat:
+                seen = seen[:0].clone()
+        state["overlaps"] = seen
+
+
+Refresh: TypeAlias = "EveryT | LazyDoubling"
