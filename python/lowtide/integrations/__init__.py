@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other libraries, each imported when it is first used: ``lt.integrations.peft``."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__all__ = ["peft"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return importlib.import_module(f"lowtide.integrations.{name}")
+    raise AttributeError(f"module 'lowtide.integrations' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
