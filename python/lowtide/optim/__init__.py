@@ -21,6 +21,7 @@ try:
 except ImportError as error:
     raise LowtideImportError("lowtide.optim needs torch: pip install 'lowtide[torch]'") from error
 
+from lowtide.optim.constraints import Constraint, NullSpace, Perpendicular, Projection
 from lowtide.optim.convert import from_bitsandbytes, from_torchao, to_bitsandbytes, to_torchao
 from lowtide.optim.engine import Composed
 from lowtide.optim.groups import param_groups
@@ -85,6 +86,7 @@ __all__ = [
     "AdamW8bit",
     "BasisStore",
     "Composed",
+    "Constraint",
     "Cosines",
     "DCTAdamW",
     "Drop",
@@ -102,7 +104,10 @@ __all__ = [
     "Lion8bit",
     "LionRule",
     "MemoryReport",
+    "NullSpace",
+    "Perpendicular",
     "PowerQR",
+    "Projection",
     "QGaLoreAdamW",
     "RandomGaussian",
     "RandomIndices",

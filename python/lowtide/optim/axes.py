@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowtide.errors import LowtideValueError
 from lowtide.optim import weights as weight_store
+from lowtide.optim.constraints import Constraint
 from lowtide.optim.groups import rank_of
 from lowtide.optim.refresh import Refresh
 from lowtide.optim.residuals import Residual
@@ -41,6 +42,7 @@ class Axes:
     decay: str
     stochastic: bool
     seed: int
+    constraint: Constraint | None = None
     skipped: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -80,9 +82,20 @@ class Axes:
         changed: Rule = dataclasses.replace(rule, **own)
         return changed
 
-    def decays(self, group: dict[str, Any]) -> tuple[float, float]:
-        """What the weight is multiplied by before and after the update."""
-        factor = 1.0 - float(group["lr"]) * float(group["weight_decay"])
+    def constraint_of(self, p: Tensor) -> Constraint | None:
+        """The constraint if it says anything about ``p``."""
+        return self.constraint if self.constraint is not None and self.constraint.holds(p) else None
+
+    def note_constraint(self, p: Tensor, state: State) -> None:
+        """Write down in ``state`` which constraint ``p`` is under."""
+        constraint = self.constraint_of(p)
+        state.pop("constraint", None)
+        if constraint is not None:
+            state["constraint"] = constraint.digest(p)
+
+    def decays(self, group: dict[str, Any], relief: float = 1.0) -> tuple[float, float]:
+        """What the weight is multiplied by before and after the update; ``relief`` multiplies the group's decay."""
+        factor = 1.0 - float(group["lr"]) * float(group["weight_decay"]) * relief
         return (factor, 1.0) if self.decay == "before" else (1.0, factor)
 
     def create_state(
@@ -100,6 +113,7 @@ class Axes:
             state["side"], state["rank"], state["gap"] = side, rank, group["update_proj_gap"]
             state["dim"] = cols if side == "right" else rows
             shape = torch.Size((rows, rank) if side == "right" else (rank, cols))
+        self.note_constraint(p, state)
         for name, signed in self.rule.moments:
             (store or self.store).create(state, name, shape, signed)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The composition engine: one update loop for every method of the library.
 
-    gradient -> subspace (down) -> rule -> residual -> combine (up) -> weight store
+    gradient -> subspace (down) -> rule -> residual -> combine (up) -> constraint -> weight store
 
 A named method is a choice on each axis (:mod:`lowtide.optim.presets`).
 """
@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from lowtide.errors import LowtideRuntimeError, LowtideTypeError, LowtideValueError
 from lowtide.optim import weights as weight_store
 from lowtide.optim.axes import Axes, State
+from lowtide.optim.constraints import Constraint
 from lowtide.optim.full_rank import Item, step_full_rank
 from lowtide.optim.groups import check_known, check_low_rank_keys
 from lowtide.optim.low_rank import step_low_rank
@@ -45,6 +46,8 @@ class Composed(Optimizer):
         decay: ``"before"`` the update (the papers, torch.optim.AdamW) or ``"after"`` it (galore-torch).
         subspace, basis, refresh, transport, residual: the low-rank axes.
         state: how moments are stored.
+        constraint: where weights may not move (:class:`~lowtide.optim.NullSpace`, :class:`~lowtide.optim.Perpendicular`). Saved
+            states name it: they load only under the same one.
         stochastic: round bf16 weights stochastically (fp32 weights are never rounded, INT8 ones always are).
         maximize: step up the gradient instead of down.
         seed: of all random numbers: with the step and the parameter's id it determines every bit.
@@ -74,6 +77,7 @@ class Composed(Optimizer):
         transport: Transport | None = None,
         residual: Residual | None = None,
         state: StateStore | None = None,
+        constraint: Constraint | None = None,
         stochastic: bool = True,
         maximize: bool = False,
         seed: int = 0,
@@ -92,6 +96,7 @@ class Composed(Optimizer):
             decay,
             stochastic,
             seed,
+            constraint,
         )
         self._nonfinite = nonfinite
         self._skipped_total = 0
@@ -218,9 +223,23 @@ class Composed(Optimizer):
 
     # ------------------------------------------------------------------ state
 
+    @property
+    def constraint(self) -> Constraint | None:
+        """The constraint that updates are under; assigning another one (for the next task) keeps the moments."""
+        return self._axes.constraint
+
+    @constraint.setter
+    def constraint(self, constraint: Constraint | None) -> None:
+        self._axes.constraint = constraint
+        for p, state in self.state.items():
+            if state:
+                self._axes.note_constraint(p, state)
+
     def state_bytes(self) -> dict[str, int]:
-        """Bytes held now, by kind: weights, gradients, states (moments), basis."""
+        """Bytes held now, by kind: weights, gradients, states (moments), basis; and constraint if there is one."""
         count = {"weights": 0, "gradients": 0, "states": 0, "basis": 0}
+        if self.constraint is not None:
+            count["constraint"] = self.constraint.nbytes
         for p in chain.from_iterable(g["params"] for g in self.param_groups):
             count["weights"] += weight_store.nbytes(p)
             grad = weight_store.gradient(p)

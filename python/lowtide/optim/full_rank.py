@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lowtide.optim import weights as weight_store
 from lowtide.optim.axes import Axes, State
+from lowtide.optim.rules import Rule
 
 #: A parameter, its id, its gradient and its state.
 Item = tuple[Tensor, int, Tensor, State]
@@ -27,21 +28,17 @@ def step_full_rank(axes: Axes, group: dict[str, Any], items: list[Item]) -> None
     batches: dict[tuple[int, bool, bool], list[Item]] = {}
     for item in items:
         p, _, _, state = item
-        key = (state["step"], axes.rule.moments[0][0] in state, weight_store.is_quantized(p))
+        alone = weight_store.is_quantized(p) or axes.constraint_of(p) is not None
+        key = (state["step"], axes.rule.moments[0][0] in state, alone)
         batches.setdefault(key, []).append(item)
-    for (step, _, quantized), batch in batches.items():
+    for (step, _, alone), batch in batches.items():
         step += 1
         states = [state for _, _, _, state in batch]
         for state in states:
             state["step"] = step
-        if quantized:
-            for p, param_id, grad, state in batch:
-                direction = weight_store.consume(p, grad)
-                axes.direction_(rule, [direction], [state], step)
-                weight_store.apply(
-                    [p], [direction], alpha=-lr, before=before, after=after, stochastic=True,
-                    seed=axes.seed, step=step, param_ids=[param_id],
-                )  # fmt: skip
+        if alone:
+            for item in batch:
+                _step_alone(axes, group, rule, item)
             continue
         axes.skipped.append(
             ops.fused_step_(
@@ -50,3 +47,25 @@ def step_full_rank(axes: Axes, group: dict[str, Any], items: list[Item]) -> None
                 seed=axes.seed, step=step, params=[i for _, i, _, _ in batch],
             )
         )  # fmt: skip
+
+
+def _step_alone(axes: Axes, group: dict[str, Any], rule: Rule, item: Item) -> None:
+    """Direction, constraint, weight: of a packed or constrained parameter, whose update must exist for a moment."""
+    p, param_id, grad, state = item
+    constraint = axes.constraint_of(p)
+    if constraint is not None and grad.dim() > 1:
+        grad = grad.reshape(grad.shape[0], -1)
+    if constraint is not None:
+        grad = constraint.of_gradient(p, grad)
+    update = weight_store.consume(p, grad)
+    if constraint is not None and update.data_ptr() == grad.data_ptr():
+        update = update.clone()  # the gradient stays as it is
+    axes.direction_(rule, [update], [state], state["step"])
+    relief = 1.0
+    if constraint is not None:
+        update, relief = constraint.of_update(p, update, grad)
+    before, after = axes.decays(group, relief)
+    weight_store.apply(
+        [p], [update], alpha=-float(group["lr"]), before=before, after=after, stochastic=axes.stochastic,
+        seed=axes.seed, step=state["step"], param_ids=[param_id],
+    )  # fmt: skip

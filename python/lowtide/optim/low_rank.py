@@ -20,6 +20,9 @@ def step_low_rank(
 ) -> None:
     """Step one matrix."""
     side = state["side"]
+    constraint = axes.constraint_of(p)
+    if constraint is not None:
+        grad = constraint.of_gradient(p, grad.reshape(grad.shape[0], -1))
     grad = axes.residual.prepare(grad.reshape(grad.shape[0], -1), state)
     lost = None
     if axes.refresh.due(state, state["step"]):
@@ -48,7 +51,10 @@ def step_low_rank(
         axes.skipped.append(weight_store.nonfinite_blocks(grad))
         return
     update, factor = combined
-    before, after = axes.decays(group)
+    relief = 1.0
+    if constraint is not None:
+        update, relief = constraint.of_update(p, update, grad)
+    before, after = axes.decays(group, relief)
     weight_store.apply(
         [p],
         [update],

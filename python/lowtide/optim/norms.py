@@ -17,6 +17,18 @@ def channel_energy(x: Tensor, side: str) -> Tensor:
     return ops.matmul(torch.ones(1, x.shape[0]), squares).reshape(-1)
 
 
+def dot(a: Tensor, b: Tensor) -> float:
+    """The inner product of two tensors of one shape, fp32: by rows, then over them."""
+    from lowtide import ops
+
+    if a.numel() == 0:
+        return 0.0
+    products = a.reshape(a.shape[0] if a.dim() > 1 else 1, -1) * b.reshape(
+        a.shape[0] if a.dim() > 1 else 1, -1
+    )
+    return total(ops.matmul(products, torch.ones(products.shape[1], 1)).reshape(-1))
+
+
 def total(energy: Tensor) -> float:
     """The sum of a vector."""
     from lowtide import ops

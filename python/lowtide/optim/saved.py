@@ -13,6 +13,8 @@ from lowtide.errors import LowtideValueError
 
 def check_saved(want: dict[str, Any], entry: dict[str, Any], shape: torch.Size) -> None:
     """Compare the saved state ``entry`` of a parameter with a fresh one; raises LowtideValueError."""
+    if "constraint" in entry and "constraint" not in want:
+        want = {**want, "constraint": None}
     for name, value in want.items():
         got = entry.get(name)
         if isinstance(value, Tensor):
@@ -22,7 +24,16 @@ def check_saved(want: dict[str, Any], entry: dict[str, Any], shape: torch.Size) 
                     f"saved state {name!r} does not fit a parameter of shape {tuple(shape)}: expected "
                     f"{tuple(value.shape)} {value.dtype}, got {found}; build the optimizer with the settings it was saved with"
                 )
+        elif name == "constraint" and got != value:
+            raise LowtideValueError(
+                f"saved state of a parameter of shape {tuple(shape)} was made under {_called(got)}, this optimizer has "
+                f"{_called(value)}; load it into one with the constraint it was saved with, then assign .constraint"
+            )
         elif name in ("side", "rank", "dim") and got != value:
             raise LowtideValueError(
                 f"saved state has {name} {got!r}, this optimizer has {value!r}; build it with the settings it was saved with"
             )
+
+
+def _called(constraint: str | None) -> str:
+    return "no constraint" if constraint is None else f"constraint {constraint}"

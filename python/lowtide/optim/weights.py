@@ -63,6 +63,11 @@ def finite(x: Tensor) -> bool:
     return x.numel() == 0 or all(bool(end.isfinite()) for end in torch.aminmax(x))
 
 
+def dense(p: Tensor) -> Tensor:
+    """The weight in fp32; a packed one is decoded for the moment."""
+    return p.quant.dequantize() if is_quantized(p) else p.detach().float()
+
+
 def nonfinite_blocks(grad: Tensor) -> Tensor:
     """Blocks of 256 elements that hold inf or NaN."""
     bad = ~grad.isfinite().reshape(-1)
