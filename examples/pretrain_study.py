@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,17 @@ def tune(a: argparse.Namespace, name: str) -> tuple[float, dict[str, float]]:
     return start * best, {f"{start * f:g}": loss for f, loss in sorted(seen.items())}
 
 
+def study(a: argparse.Namespace, name: str) -> dict[str, Any]:
+    """One method: its learning rate, then every seed."""
+    lr, search = tune(a, name)
+    runs = [run(a, name, lr, int(seed), a.steps) for seed in a.seeds.split(",")]
+    shares = [r["optimizer_seconds"] / r["step_seconds"] for r in runs]
+    return {
+        "method": name, "lr": lr, "search": search, "losses": [r["loss"] for r in runs],
+        "curves": [r["curve"] for r in runs], "bytes": runs[0]["bytes"], "optimizer_share": statistics.median(shares),
+    }  # fmt: skip
+
+
 def report(a: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Table and figure."""
     base = next((r for r in rows if r["method"] == "AdamW"), rows[0])
@@ -228,10 +240,10 @@ def setting(a: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--steps", type=int, default=400, metavar="N", help="updates of each run (default 400)")
+    p.add_argument("--steps", type=int, default=300, metavar="N", help="updates of each run (default 300)")
     p.add_argument(
-        "--tune-steps", type=int, default=150, metavar="N",
-        help="updates of each run of the search for learning rates; 0: take the starting values (default 150)",
+        "--tune-steps", type=int, default=100, metavar="N",
+        help="updates of each run of the search for learning rates; 0: take the starting values (default 100)",
     )  # fmt: skip
     p.add_argument("--batch-size", type=int, default=16, metavar="N", help="windows a step (default 16)")
     p.add_argument("--seq-len", type=int, default=64, metavar="N", help="bytes a window (default 64)")
@@ -242,27 +254,27 @@ def main() -> None:
     p.add_argument("--eval-batches", type=int, default=40, metavar="N", help="held-out batches (default 40)")
     p.add_argument("--text", metavar="FILE", help="another text (default: Shakespeare, fetched and cached)")
     p.add_argument("--out", default="pretrain-study-out", metavar="DIR", help="default pretrain-study-out")
-    p.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: all cores")
+    p.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="methods at a time, which share the cores (default 1)",
+    )
+    p.add_argument(
+        "--threads", type=int, metavar="N", help="of a run (default: the cores, divided by the jobs)"
+    )
     for hidden in ("--worker", "--result"):
         p.add_argument(hidden, help=argparse.SUPPRESS)
     p.add_argument("--lr", type=float, help=argparse.SUPPRESS)
     p.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     a = p.parse_args()
+    a.threads = a.threads or max(1, (os.cpu_count() or 1) // a.jobs)
     if a.worker:
         train(a)
         return
-    rows = []
-    for name in a.methods:
-        lr, search = tune(a, name)
-        runs = [run(a, name, lr, int(seed), a.steps) for seed in a.seeds.split(",")]
-        rows.append(
-            {
-                "method": name, "lr": lr, "search": search, "losses": [r["loss"] for r in runs],
-                "curves": [r["curve"] for r in runs], "bytes": runs[0]["bytes"],
-                "optimizer_share": statistics.median(r["optimizer_seconds"] / r["step_seconds"] for r in runs),
-            }
-        )  # fmt: skip
-    report(a, rows)
+    with ThreadPoolExecutor(a.jobs) as pool:
+        report(a, list(pool.map(lambda name: study(a, name), a.methods)))
 
 
 if __name__ == "__main__":
