@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models with packed layers in one safetensors file.
+"""Models with packed and low-rank layers in one safetensors file.
 
 The header's metadata has one entry, ``lowtide``: a JSON document with the format's version, the packed layers
-(bits, group, scheme, sizes), dtype, shape and BLAKE2b of every tensor, names that share one tensor, and the BLAKE2b
+(bits, group, scheme, sizes), the low-rank ones (rank, sizes), dtype, shape and BLAKE2b of every tensor, names that share one tensor, and the BLAKE2b
 of the document itself. Digests find damage; they are no signature.
 """
 
@@ -21,13 +21,17 @@ from torch import Tensor, nn
 
 from lowtide._files import sync_directory, sync_file
 from lowtide.errors import LowtideImportError, LowtideRuntimeError, LowtideTypeError, LowtideValueError
+from lowtide.lowrank._linear import LowRankLinear, check_rank
 from lowtide.quant._format import check_linear
 from lowtide.quant._linear import Linear
 
 FORMAT = "lowtide-model"
 VERSION = 1
+#: Of files with low-rank layers.
+VERSION_LOW_RANK = 2
 _KEY = "lowtide"
 _LAYER_KEYS = {"bits", "group", "scheme", "in_features", "out_features"}
+_LOW_RANK_KEYS = {"rank", "in_features", "out_features"}
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -37,7 +41,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     gradients are not. The same model gives the same bytes.
 
     Args:
-        model: any module, usually one that :func:`quantize_model_` packed.
+        model: any module, usually one that :func:`quantize_model_` packed or :func:`lowtide.lowrank.welore_compress_` factored.
         path: the file; an existing one is replaced at the end.
 
     Raises:
@@ -54,19 +58,14 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     tensors, aliases = _plain_state(model)
     layers = {
-        name: {
-            "bits": m.bits,
-            "group": m.group,
-            "scheme": m.scheme,
-            "in_features": m.in_features,
-            "out_features": m.out_features,
-        }
+        name: {key: getattr(m, key) for key in (_LAYER_KEYS if isinstance(m, Linear) else _LOW_RANK_KEYS)}
         for name, m in model.named_modules(remove_duplicate=False)
-        if isinstance(m, Linear)
+        if isinstance(m, (Linear, LowRankLinear))
     }
+    low_rank = any("rank" in entry for entry in layers.values())
     document: dict[str, Any] = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION_LOW_RANK if low_rank else VERSION,
         "layers": layers,
         "aliases": aliases,
         "tensors": {name: _describe(t) for name, t in tensors.items()},
@@ -95,7 +94,8 @@ def load_model(model: nn.Module | Callable[[], nn.Module], path: str | os.PathLi
 
     Args:
         model: a module of the same architecture, or a function that makes one. Its ``nn.Linear`` layers that are packed
-            in the file are replaced by :class:`Linear`; layers that are packed already must have the same format.
+            or of low rank in the file are replaced by :class:`Linear` or :class:`lowtide.lowrank.LowRankLinear`; layers that
+            are already must have the same format.
             Parameters on the meta device are allocated, so that dense weights need never exist::
 
                 with torch.device("meta"):
@@ -127,7 +127,9 @@ def load_model(model: nn.Module | Callable[[], nn.Module], path: str | os.PathLi
             target = model if isinstance(model, nn.Module) else model()
             if not isinstance(target, nn.Module):
                 raise LowtideTypeError(f"model() must return an nn.Module, got {type(target).__name__}")
-            for name in document["layers"]:
+            for name, entry in document["layers"].items():
+                if "rank" in entry:
+                    continue
                 scale = file.get_tensor(_stored(document, f"{name}.weight_scale")).float()
                 if not bool((scale.isfinite() & (scale >= 0)).all()):
                     _damaged(path, f"{name}.weight_scale has values that are not finite and >= 0")
@@ -223,19 +225,23 @@ def _document(path: Path, metadata: Any, keys: Any) -> dict[str, Any]:
         document = json.loads(metadata[_KEY])
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']!r}")
-        if document["version"] != VERSION:
+        if document["version"] not in (VERSION, VERSION_LOW_RANK):
             raise LowtideRuntimeError(
-                f"path: {path} has format version {document['version']!r} and this lowtide reads version {VERSION}; "
+                f"path: {path} has format version {document['version']!r} and this lowtide reads versions {VERSION} and "
+                f"{VERSION_LOW_RANK}; "
                 "read it with the lowtide that wrote it"
             )
         if document.pop("digest") != _digest(document):
             raise ValueError("its metadata were changed after it was written")
         for layer in document["layers"].values():
-            if set(layer) != _LAYER_KEYS or not all(
+            if set(layer) not in (_LAYER_KEYS, _LOW_RANK_KEYS) or not all(
                 isinstance(layer[k], int) and 0 <= layer[k] < 1 << 31 for k in ("in_features", "out_features")
             ):
                 raise ValueError("a layer's entry is incomplete")
-            check_linear(layer["bits"], layer["group"], layer["scheme"])
+            if "rank" in layer:
+                check_rank(layer["rank"], (layer["out_features"], layer["in_features"]))
+            else:
+                check_linear(layer["bits"], layer["group"], layer["scheme"])
         tensors = document["tensors"]
         if set(tensors) != set(keys):
             raise ValueError("its tensors are not those that were written")
@@ -261,25 +267,27 @@ class _Plan:
     def __init__(self, model: nn.Module, document: Mapping[str, Any], path: Path) -> None:
         self.model, self.document, self.path = model, document, path
         self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.replaced: dict[str, Linear] = {}
-        new: dict[int, Linear] = {}
+        self.replaced: dict[str, Linear | LowRankLinear] = {}
+        new: dict[int, Linear | LowRankLinear] = {}
         for name, entry in document["layers"].items():
             old = self.modules.get(name)
             if type(old) is nn.Linear and name:
                 self._same(name, "features", (old.in_features, old.out_features), self._features(entry))
                 if id(old) not in new:
-                    new[id(old)] = _packed_like(old, entry)
+                    new[id(old)] = _like(old, entry)
                 self.replaced[name] = new[id(old)]
                 self._same(name, "format", _format(new[id(old)]), _format_of(entry))
-            elif isinstance(old, Linear):
+            elif isinstance(old, (Linear, LowRankLinear)):
                 self._same(name, "features", (old.in_features, old.out_features), self._features(entry))
                 self._same(name, "format", _format(old), _format_of(entry))
             else:
                 what = "nothing" if old is None else f"a {type(old).__name__}"
-                self._refuse(f"layer {name!r} is packed in the file and the model has {what} there")
+                kind = "of low rank" if "rank" in entry else "packed"
+                self._refuse(f"layer {name!r} is {kind} in the file and the model has {what} there")
         for name, module in self.modules.items():
-            if isinstance(module, Linear) and name not in document["layers"]:
-                self._refuse(f"layer {name!r} is packed in the model and dense in the file")
+            if isinstance(module, (Linear, LowRankLinear)) and name not in document["layers"]:
+                kind = "packed" if isinstance(module, Linear) else "of low rank"
+                self._refuse(f"layer {name!r} is {kind} in the model and dense in the file")
         self.targets = self._targets()
         self._check_names()
         self._check_tensors()
@@ -364,16 +372,29 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _format(layer: Linear) -> tuple[int, int, str]:
+def _format(layer: Linear | LowRankLinear) -> tuple[Any, ...]:
+    if isinstance(layer, LowRankLinear):
+        return ("rank", layer.rank)
     return layer.bits, layer.group, layer.scheme
 
 
-def _format_of(entry: Mapping[str, Any]) -> tuple[int, int, str]:
+def _format_of(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    if "rank" in entry:
+        return ("rank", entry["rank"])
     return entry["bits"], entry["group"], entry["scheme"]
 
 
-def _packed_like(dense: nn.Linear, entry: Mapping[str, Any]) -> Linear:
+def _like(dense: nn.Linear, entry: Mapping[str, Any]) -> Linear | LowRankLinear:
+    """A layer of the entry's format in the place of a dense one."""
     device = None if dense.weight.is_meta else dense.weight.device
+    if "rank" in entry:
+        with torch.device("cpu"):
+            low = LowRankLinear(
+                dense.in_features, dense.out_features, entry["rank"], bias=False, device=device,
+                dtype=dense.weight.dtype,
+            )  # fmt: skip
+        low.bias = dense.bias
+        return low.train(dense.training)
     with torch.device("cpu"):
         layer = Linear(
             dense.in_features, dense.out_features, bias=False, bits=entry["bits"], group=entry["group"],

@@ -4,21 +4,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowtide.errors import LowtideImportError, LowtideValueError
 
 if TYPE_CHECKING:
-    from lowtide.quant._report import LayerReport, Report
+    from lowtide.quant._report import Report
 
-_SUFFIXES = (".png", ".svg", ".pdf")
-_COLOURS = ("#1f5a99", "#c8501e", "#3f8f4f", "#8a5aa8", "#c79a1b", "#4fb0c6", "#8c564b", "#777777")
+SUFFIXES = (".png", ".svg", ".pdf")
+COLOURS = ("#1f5a99", "#c8501e", "#3f8f4f", "#8a5aa8", "#c79a1b", "#4fb0c6", "#8c564b", "#777777")
 #: Up to so many layers have their names on the axis.
 _NAMED = 24
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib, drawing to files. Raises LowtideImportError."""
     try:
         import matplotlib
     except ImportError:
@@ -29,31 +31,29 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _kinds(layers: list[LayerReport]) -> dict[str, list[int]]:
-    """Layers by the last part of their name, in order of appearance; the eighth kind holds all further ones."""
-    kinds: dict[str, list[int]] = {}
+def kinds(layers: Sequence[Any]) -> dict[str, list[int]]:
+    """Indices of layers by the last part of their ``name``, in order of appearance; the eighth kind holds all further ones."""
+    found: dict[str, list[int]] = {}
     for i, layer in enumerate(layers):
         kind = layer.name.rsplit(".", 1)[-1]
         if kind.isdigit() or not kind:
             kind = "layer"
-        if kind not in kinds and len(kinds) >= len(_COLOURS) - 1:
+        if kind not in found and len(found) >= len(COLOURS) - 1:
             kind = "other"
-        kinds.setdefault(kind, []).append(i)
-    return kinds
+        found.setdefault(kind, []).append(i)
+    return found
 
 
 def plot(report: Report, path: Path, title: str | None) -> Path:
     """See :meth:`Report.plot`."""
-    if path.suffix.lower() not in _SUFFIXES:
-        raise LowtideValueError(
-            f"path: got {str(path)!r}, takes a file name ending in {', '.join(_SUFFIXES)}"
-        )
+    if path.suffix.lower() not in SUFFIXES:
+        raise LowtideValueError(f"path: got {str(path)!r}, takes a file name ending in {', '.join(SUFFIXES)}")
     layers = [r for r in report.layers if r.error is not None]
     if not layers:
         raise LowtideValueError(
             "report has no errors to plot: pass reference= to lt.quant.report, or quantize within lt.quant.recording()"
         )
-    plt = _pyplot()
+    plt = pyplot()
     named = len(layers) <= _NAMED
     figure, (top, bottom) = plt.subplots(
         2,
@@ -64,7 +64,7 @@ def plot(report: Report, path: Path, title: str | None) -> Path:
         layout="constrained",
         dpi=150,
     )
-    for (kind, members), colour in zip(_kinds(layers).items(), _COLOURS, strict=False):
+    for (kind, members), colour in zip(kinds(layers).items(), COLOURS, strict=False):
         good = [
             (i, e.sqnr, e.worst_sqnr) for i in members if (e := layers[i].error) and math.isfinite(e.sqnr)
         ]
@@ -90,7 +90,7 @@ def plot(report: Report, path: Path, title: str | None) -> Path:
     if report.sqnr is not None and math.isfinite(report.sqnr):
         what += f", {report.sqnr:.2f} dB together (dashed)"
     top.set_title(title or what, loc="left", fontsize=10)
-    if len(_kinds(layers)) > 1:
+    if len(kinds(layers)) > 1:
         top.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     bottom.set_ylabel("bits a weight")
     bits = [r.bits_per_weight for r in layers]
