@@ -40,6 +40,13 @@ PRESETS = {
     "Lion8bit": preset("Lion8bit", 5e-3, min_8bit_size=0),
     "SGD": preset("SGD", 0.1),
     "SGD8bit": preset("SGD8bit", 0.1, min_8bit_size=0),
+    "Adafactor": preset("Adafactor", 5e-2),
+    "Adafactor paper": preset(
+        "Adafactor", 1e-2, form="paper", relative_step=False, scale_parameter=False, beta1=0.9
+    ),
+    "AdamMini": preset("AdamMini", 1e-2),
+    "AdamMini8bit": preset("AdamMini8bit", 1e-2, min_8bit_size=0),
+    "GaLoreAdafactor": preset("GaLoreAdafactor", 4e-2, low=True),
     "GaLoreAdamW": preset("GaLoreAdamW", 4e-2, low=True),
     "GaLoreAdamW8bit": preset("GaLoreAdamW8bit", 4e-2, low=True),
     "GaLoreAdamW compat": preset("GaLoreAdamW", 4e-2, low=True, compat="galore_torch"),

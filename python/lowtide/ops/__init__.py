@@ -27,6 +27,13 @@ from lowtide import _core
 torch.ops.lowtide._set_isa(_core.active_isa_id())
 
 from lowtide.ops.dct import dct, dct_power, idct  # noqa: E402
+from lowtide.ops.factored import (  # noqa: E402
+    adafactor_,
+    block_adam_,
+    row_dots,
+    scale_rows_,
+    shear_rows_,
+)
 from lowtide.ops.gemv import gemv  # noqa: E402
 from lowtide.ops.level_maps import (  # noqa: E402
     dequantize_map,
@@ -57,11 +64,13 @@ from lowtide.ops.random import random_add_, random_add_list_, random_dot, random
 
 __all__ = [
     "Packed",
+    "adafactor_",
     "adam8_direction_",
     "adam_direction_",
     "adamw8_",
     "adamw_",
     "apply_update_",
+    "block_adam_",
     "dct",
     "dct_power",
     "dequantize_group",
@@ -83,5 +92,8 @@ __all__ = [
     "random_sample",
     "requant_add_sr_",
     "requant_add_sr_list_",
+    "row_dots",
     "rsvd",
+    "scale_rows_",
+    "shear_rows_",
 ]

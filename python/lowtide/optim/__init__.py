@@ -24,7 +24,7 @@ except ImportError as error:
 from lowtide.optim.constraints import Constraint, NullSpace, Perpendicular, Projection
 from lowtide.optim.convert import from_bitsandbytes, from_torchao, to_bitsandbytes, to_torchao
 from lowtide.optim.engine import Composed
-from lowtide.optim.groups import param_groups
+from lowtide.optim.groups import head_groups, param_groups
 from lowtide.optim.in_backward import InBackward, in_backward
 from lowtide.optim.memory import MemoryReport, memory
 from lowtide.optim.presets import (
@@ -33,12 +33,16 @@ from lowtide.optim.presets import (
     SGD,
     AdaBelief,
     AdaBelief8bit,
+    Adafactor,
+    AdamMini,
+    AdamMini8bit,
     AdamW,
     AdamW4bit,
     AdamW8bit,
     APOLLOMini,
     DCTAdamW,
     FiraAdamW,
+    GaLoreAdafactor,
     GaLoreAdamW,
     GaLoreAdamW8bit,
     GRASSAdamW,
@@ -57,7 +61,8 @@ from lowtide.optim.residuals import (
     ScaledResidual,
     SignResidual,
 )
-from lowtide.optim.rules import AdaBeliefRule, AdamRule, LionRule, SGDRule
+from lowtide.optim.rules import AdaBeliefRule, AdamRule, LionRule, Rule, SGDRule
+from lowtide.optim.rules_factored import AdafactorRule, AdamMiniRule
 from lowtide.optim.stores import BasisStore, StateStore
 from lowtide.optim.subspaces import (
     Cosines,
@@ -80,6 +85,11 @@ __all__ = [
     "AdaBelief",
     "AdaBelief8bit",
     "AdaBeliefRule",
+    "Adafactor",
+    "AdafactorRule",
+    "AdamMini",
+    "AdamMini8bit",
+    "AdamMiniRule",
     "AdamRule",
     "AdamW",
     "AdamW4bit",
@@ -95,6 +105,7 @@ __all__ = [
     "ExactSVD",
     "FiraAdamW",
     "GRASSAdamW",
+    "GaLoreAdafactor",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
     "InBackward",
@@ -117,6 +128,7 @@ __all__ = [
     "Reset",
     "Residual",
     "Rotate",
+    "Rule",
     "SGD8bit",
     "SGDRule",
     "ScaledGradient",
@@ -129,6 +141,7 @@ __all__ = [
     "Transport",
     "from_bitsandbytes",
     "from_torchao",
+    "head_groups",
     "in_backward",
     "memory",
     "param_groups",

@@ -63,10 +63,23 @@ class Axes:
         if isinstance(self.transport, Rotate):
             if self.subspace.kind == "seed":
                 raise LowtideValueError("transport Rotate needs bases that are stored; use Stale or Reset")
-            if len(self.rule.moments) > 1 and not isinstance(self.rule, AdamRule):
+            if (len(self.rule.moments) > 1 or self.rule.factor_names) and not isinstance(self.rule, AdamRule):
                 raise LowtideValueError(
                     f"transport Rotate knows Adam's second moment, not that of {type(self.rule).__name__}; use Reset"
                 )
+
+        wanted = (
+            [self.subspace]
+            if self.subspace.needs_mean
+            else [self.residual]
+            if self.residual.needs_lost
+            else []
+        )
+        if wanted and self.rule.first_moment is None:
+            raise LowtideValueError(
+                f"{type(wanted[0]).__name__} needs a running mean of the gradient, {type(self.rule).__name__} keeps none; "
+                "use another rule"
+            )
 
     def hyper(self) -> dict[str, Any]:
         """The rule's hyper-parameters, which groups may override."""
@@ -114,20 +127,44 @@ class Axes:
             state["dim"] = cols if side == "right" else rows
             shape = torch.Size((rows, rank) if side == "right" else (rank, cols))
         self.note_constraint(p, state)
-        for name, signed in self.rule.moments:
+        rule = self.rule_of(group)
+        for name, signed in rule.moments:
             (store or self.store).create(state, name, shape, signed)
+        for name, size in rule.factors(shape).items():
+            state[name] = torch.zeros(size, dtype=torch.float32)
 
-    def direction_(self, rule: Rule, rs: list[Tensor], states: list[State], step: int) -> None:
-        """Overwrite each r (fp32) by the rule's direction and advance its moments."""
+    def direction_(
+        self, rule: Rule, rs: list[Tensor], states: list[State], step: int, gs: list[Tensor] | None = None
+    ) -> None:
+        """Overwrite each r (fp32) by the rule's direction of the gradient g (of r itself where there are no gs) and advance
+        its states."""
         from lowtide import ops
 
-        self.skipped.append(
-            ops.fused_direction_(rs, rule=rule.kernel, **self.moments(states), **rule.scalars(step))
-        )
+        if rule.fused:
+            if gs is not None:
+                for r, g in zip(rs, gs, strict=True):
+                    r.copy_(g)
+            self.skipped.append(
+                ops.fused_direction_(rs, rule=rule.kernel, **self.moments(states), **rule.scalars(step))
+            )
+            return
+        for i, (r, state) in enumerate(zip(rs, states, strict=True)):
+
+            def momentum(u: Tensor, *, momentum: float, weight: float, state: State = state) -> None:
+                scalars: dict[str, Any] = {"a": 1.0, "momentum": momentum, "weight": weight, "nesterov": 0.0}
+                ops.fused_direction_([u], rule="sgd", **self.moments([state]), **scalars)
+
+            self.skipped.append(rule.direction_(r, None if gs is None else gs[i], state, step, momentum))
+
+    def is_coded(self, state: State) -> bool:
+        """Whether the moments of a state lie in codes."""
+        return any(f"{name}.codes" in state for name, _ in self.rule.moments)
 
     def moments(self, states: list[State]) -> dict[str, Any]:
         """The moments of states that are stored alike, as the fused kernels take them."""
         names = [name for name, _ in self.rule.moments]
+        if not names:
+            return {"ms": []}
         if names[0] in states[0]:
             lists = [[s[name] for s in states] for name in names]
             return dict(zip(("ms", "vs"), lists, strict=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lowtide.optim import weights as weight_store
@@ -28,8 +29,8 @@ def step_full_rank(axes: Axes, group: dict[str, Any], items: list[Item]) -> None
     batches: dict[tuple[int, bool, bool], list[Item]] = {}
     for item in items:
         p, _, _, state = item
-        alone = weight_store.is_quantized(p) or axes.constraint_of(p) is not None
-        key = (state["step"], axes.rule.moments[0][0] in state, alone)
+        alone = not rule.fused or weight_store.is_quantized(p) or axes.constraint_of(p) is not None
+        key = (state["step"], axes.is_coded(state), alone)
         batches.setdefault(key, []).append(item)
     for (step, _, alone), batch in batches.items():
         step += 1
@@ -50,22 +51,26 @@ def step_full_rank(axes: Axes, group: dict[str, Any], items: list[Item]) -> None
 
 
 def _step_alone(axes: Axes, group: dict[str, Any], rule: Rule, item: Item) -> None:
-    """Direction, constraint, weight: of a packed or constrained parameter, whose update must exist for a moment."""
+    """Direction, constraint, weight: of a parameter whose update must exist for a moment."""
     p, param_id, grad, state = item
     constraint = axes.constraint_of(p)
     if constraint is not None and grad.dim() > 1:
         grad = grad.reshape(grad.shape[0], -1)
     if constraint is not None:
         grad = constraint.of_gradient(p, grad)
-    update = weight_store.consume(p, grad)
-    if constraint is not None and update.data_ptr() == grad.data_ptr():
-        update = update.clone()  # the gradient stays as it is
-    axes.direction_(rule, [update], [state], state["step"])
+    if weight_store.is_quantized(p):
+        grad = weight_store.consume(p, grad)
+    if weight_store.is_quantized(p) and constraint is None:  # its gradient is given away
+        update = grad
+        axes.direction_(rule, [update], [state], state["step"])
+    else:
+        update = torch.empty(grad.shape, dtype=torch.float32)
+        axes.direction_(rule, [update], [state], state["step"], [grad])
     relief = 1.0
     if constraint is not None:
         update, relief = constraint.of_update(p, update, grad)
     before, after = axes.decays(group, relief)
     weight_store.apply(
-        [p], [update], alpha=-float(group["lr"]), before=before, after=after, stochastic=axes.stochastic,
-        seed=axes.seed, step=state["step"], param_ids=[param_id],
+        [p], [update], alpha=-rule.step_size(float(group["lr"]), state["step"], p), before=before, after=after,
+        stochastic=axes.stochastic, seed=axes.seed, step=state["step"], param_ids=[param_id],
     )  # fmt: skip

@@ -142,3 +142,50 @@ def param_groups(
             f"target {target!r} matches no linear weight of {type(model).__name__}; use full-rank parameters instead"
         )
     return [g for g in (low, full) if g["params"]]
+
+
+def head_groups(
+    model: nn.Module,
+    heads: int,
+    kv_heads: int | None = None,
+    *,
+    query: str = r"(q_proj|wq|query)\.weight$",
+    key: str = r"(k_proj|wk|key)\.weight$",
+) -> list[dict[str, Any]]:
+    """Split a model's trainable parameters for :class:`~lowtide.optim.AdamMini`: query and key weights get one second moment a
+    head, everything else one a row.
+
+    Args:
+        model: any module. heads: attention heads of a query weight, whose rows they divide.
+        kv_heads: of a key weight; ``heads`` unless given.
+        query, key: regular expressions searched in parameter names.
+
+    Returns:
+        Groups that carry ``param_ids``, the positions in ``model.named_parameters()``, and ``blocks`` where heads count.
+
+    Raises:
+        LowtideValueError: heads that do not divide the rows of a weight, or no weight with these names.
+    """
+    for count, what in ((heads, "heads"), (heads if kv_heads is None else kv_heads, "kv_heads")):
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise LowtideValueError(f"{what} must be an integer >= 1, got {count!r}")
+    kinds = [(query, heads), (key, heads if kv_heads is None else kv_heads)]
+    groups: dict[int, dict[str, Any]] = {}
+    for index, (name, p) in enumerate(model.named_parameters()):
+        if not p.requires_grad:
+            continue
+        blocks = next((n for pattern, n in kinds if re.search(pattern, name)), 0)
+        if blocks and p.shape[0] % blocks:
+            raise LowtideValueError(
+                f"heads must divide the rows of {name}, got {blocks} for shape {tuple(p.shape)}"
+            )
+        empty: dict[str, Any] = {"params": [], "param_names": [], "param_ids": [], "blocks": blocks}
+        group = groups.setdefault(blocks, empty)
+        group["params"].append(p)
+        group["param_names"].append(name)
+        group["param_ids"].append(index)
+    if not any(groups):
+        raise LowtideValueError(
+            f"no weight of {type(model).__name__} is called like a query or key; give query and key patterns"
+        )
+    return list(groups.values())

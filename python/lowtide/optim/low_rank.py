@@ -58,7 +58,7 @@ def step_low_rank(
     weight_store.apply(
         [p],
         [update],
-        alpha=-float(group["lr"]) * factor,
+        alpha=-rule.step_size(float(group["lr"]), state["step"], p) * factor,
         before=before,
         after=after,
         stochastic=axes.stochastic,
@@ -84,9 +84,10 @@ def _renew_basis(
             "lower lr or check the data"
         )
     rule = axes.rule_of(group)
-    moment = rule.moments[0][0]
+    moment = rule.first_moment
     carried = mean = None
     if had_basis and (axes.subspace.needs_mean or axes.residual.needs_lost):
+        assert moment is not None  # Axes refuses it
         carried = axes.subspace.load(state, axes.basis).up(state[moment])
         mean = carried / (1.0 - rule.momentum_decay ** state["step"])
     request = RefreshRequest(
@@ -102,7 +103,7 @@ def _renew_basis(
         axes.transport.switch(state, rule, axes.store, change)
     state["refreshed"] = state["step"]
     state["refreshes"] = state.get("refreshes", 0) + 1
-    if carried is None or not axes.residual.needs_lost:
+    if carried is None or moment is None or not axes.residual.needs_lost:
         return None
     carried -= axes.subspace.load(state, axes.basis).up(state[moment])
     beta = rule.momentum_decay

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,11 +26,15 @@ _STATES = {
     "galore": (2, "fp32"), "galore8bit": (2, "int8"), "qgalore": (2, "int8"), "fira": (2, "fp32"),
     "frugal": (2, "fp32"), "apollo": (2, "fp32"), "apollo-mini": (2, "fp32"), "ldadam": (2, "fp32"), "dct": (2, "fp32"),
     "grass": (2, "fp32"),
+    "adafactor": (0, "fp32"), "galore-adafactor": (0, "fp32"), "adam-mini": (1, "fp32"), "adam-mini8bit": (1, "int8"),
 }  # fmt: skip
+#: Of which sides of a matrix a second moment is kept, in fp32 (Adam-mini without heads: fewer with them).
+_FACTORS = {"adafactor": "both", "galore-adafactor": "both", "adam-mini": "rows", "adam-mini8bit": "rows"}
 #: Low-rank methods and what they keep of a subspace.
 _BASES = {
     "galore": "dense", "galore8bit": "dense", "qgalore": "int4", "fira": "dense", "frugal": "indices",
     "apollo": "seed", "apollo-mini": "seed", "ldadam": "dense", "dct": "indices", "grass": "indices",
+    "galore-adafactor": "dense",
 }  # fmt: skip
 #: Bits of the error that is fed back, by element of the weight.
 _ERRORS = {"ldadam": 32, "dct": 8}
@@ -175,6 +180,15 @@ def _error_bytes(bits: int, rows: int, cols: int, paper: bool) -> int:
     return rows * cols * (bits // 16 if paper else bits // 8)
 
 
+def _factor_bytes(kind: str, shape: tuple[int, ...], paper: bool) -> int:
+    """Bytes of the second moments of the rows, or rows and columns, of one matrix or vector."""
+    if kind == "":
+        return 0
+    rows = shape[0] if shape else 1
+    cols = math.prod(shape[1:]) if kind == "both" and len(shape) > 1 else 0
+    return (rows + cols) * (2 if paper else 4)
+
+
 def _basis_bytes(kind: str, rank: int, short: int, paper: bool) -> int:
     """Bytes of the subspace of one matrix."""
     if kind == "int4":
@@ -234,13 +248,14 @@ def memory(
         grad = p.numel * (4 if packed else dense)
         count["gradients"] += grad
         largest = max(largest, grad)
-        moment = p.numel
+        moment, moment_shape = p.numel, p.shape
         if project:
             short, long = min(rows, cols), max(rows, cols)
             r = rank_of(rank, rows, cols)
-            moment = r * long
+            moment, moment_shape = r * long, (rows, r) if rows >= cols else (r, cols)
             count["states"] += _error_bytes(_ERRORS.get(method, 0), rows, cols, paper)
             count["basis"] += _basis_bytes(_BASES[method], r, short, paper)
+        count["states"] += _factor_bytes(_FACTORS.get(method, ""), moment_shape, paper)
         if paper:
             half_bytes = 4 if method == "qgalore" else {"fp32": 4, "int8": 2, "int4": 1}[store.kind]
             count["states"] += moments * moment * half_bytes // 2

@@ -2,31 +2,117 @@
 """The rule axis: what turns a gradient and its moments into a direction.
 
 A rule is a frozen dataclass. Its fields named in ``hyper`` may differ from one parameter group to the next; ``moments``
-lists its state tensors and whether they take both signs (which code map stores them); ``scalars`` prepares the numbers
-of one step for the kernel called ``kernel`` (:mod:`lowtide.ops.optim` has the formulas).
+lists its state tensors of the gradient's shape and whether they take both signs (which code map stores them); ``factors``
+gives its other ones, which are smaller and stay fp32. Fused rules are run by a kernel called ``kernel``, whose numbers of one
+step ``scalars`` prepares (:mod:`lowtide.ops.optim` has the formulas); the others look at a matrix as a whole
+(:mod:`lowtide.optim.rules_factored`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
 
 from lowtide.errors import LowtideValueError
 
 
-def _check_betas(betas: tuple[float, float]) -> None:
+class Momentum(Protocol):
+    """Replaces ``u`` by the first moment: ``m = momentum m + weight u``, in whatever store it lies."""
+
+    def __call__(self, u: Tensor, *, momentum: float, weight: float) -> None: ...  # noqa: D102
+
+
+class Rule(Protocol):
+    """What the engine asks of a rule.
+
+    Attributes:
+        kernel: names the rule; of the fused ones also the kernel. fused: whether one kernel steps lists of tensors.
+        hyper: fields that groups may override.
+        moments: (name, takes both signs) of each state of the gradient's shape.
+        factor_names: all names that :meth:`factors` may give.
+        first_moment: name of the running mean of the gradient, or None where there is none.
+        momentum_decay: how much of the first moment stays in a step.
+    """
+
+    kernel: ClassVar[str]
+    fused: ClassVar[bool]
+    hyper: ClassVar[tuple[str, ...]]
+    factor_names: ClassVar[tuple[str, ...]]
+
+    @property
+    def moments(self) -> tuple[tuple[str, bool], ...]: ...  # noqa: D102
+
+    @property
+    def first_moment(self) -> str | None: ...  # noqa: D102
+
+    @property
+    def momentum_decay(self) -> float: ...  # noqa: D102
+
+    def factors(self, shape: torch.Size) -> dict[str, torch.Size]:
+        """Names and shapes of the fp32 states that are smaller than the gradient of this shape."""
+        ...
+
+    def scalars(self, step: int, lr: float = 1.0) -> dict[str, Any]:
+        """The kernel's numbers for ``step`` (counted from 1)."""
+        ...
+
+    def step_size(self, lr: float, step: int, p: Tensor) -> float:
+        """What the direction is multiplied by: ``lr``, or what the rule makes of it."""
+        ...
+
+    def direction_(
+        self, u: Tensor, g: Tensor | None, state: dict[str, Any], step: int, momentum: Momentum
+    ) -> Tensor:
+        """Of rules that are not fused: overwrite ``u`` (fp32) by the direction of ``g`` (of ``u`` where g is None) and advance
+        the state. Returns the blocks of 256 elements that were left alone, an int64 tensor with no dimensions."""
+        ...
+
+
+class _Fused:
+    """Rules that a fused kernel runs: all states are moments of the gradient's shape, the first one its running mean."""
+
+    fused: ClassVar[bool] = True
+    factor_names: ClassVar[tuple[str, ...]] = ()
+    moments: ClassVar[tuple[tuple[str, bool], ...]]
+
+    @property
+    def first_moment(self) -> str | None:
+        """See :class:`Rule`."""
+        return self.moments[0][0]
+
+    def factors(self, shape: torch.Size) -> dict[str, torch.Size]:
+        """See :class:`Rule`."""
+        return {}
+
+    def step_size(self, lr: float, step: int, p: Tensor) -> float:
+        """See :class:`Rule`."""
+        return lr
+
+    def direction_(
+        self, u: Tensor, g: Tensor | None, state: dict[str, Any], step: int, momentum: Momentum
+    ) -> Tensor:
+        """See :class:`Rule`."""
+        raise NotImplementedError(f"{type(self).__name__} is run by a fused kernel")
+
+
+def check_betas(betas: tuple[float, float]) -> None:
+    """Refuse what no two moments decay by."""
     if len(betas) != 2 or not all(0.0 <= b < 1.0 for b in betas):
         raise LowtideValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
 
 
-def _check_eps(eps: float) -> None:
+def check_eps(eps: float) -> None:
+    """Refuse what cannot be added to a denominator."""
     if not (eps >= 0.0 and math.isfinite(eps)):
         raise LowtideValueError(f"eps must be a finite number >= 0, got {eps!r}")
 
 
 @dataclass(frozen=True)
-class AdamRule:
+class AdamRule(_Fused):
     """Adam's moments and normalisation (Kingma & Ba 2015; decoupled decay: Loshchilov & Hutter 2019).
 
     ``form`` says where epsilon stands relative to the bias correction::
@@ -49,8 +135,8 @@ class AdamRule:
     moments: ClassVar[tuple[tuple[str, bool], ...]] = (("exp_avg", True), ("exp_avg_sq", False))
 
     def __post_init__(self) -> None:
-        _check_betas(self.betas)
-        _check_eps(self.eps)
+        check_betas(self.betas)
+        check_eps(self.eps)
         if self.form not in ("torch", "hf"):
             raise LowtideValueError(f"form must be 'torch' or 'hf', got {self.form!r}")
 
@@ -71,7 +157,7 @@ class AdamRule:
 
 
 @dataclass(frozen=True)
-class AdaBeliefRule:
+class AdaBeliefRule(_Fused):
     """AdaBelief (Zhuang et al., NeurIPS 2020, arXiv 2010.07468, algorithm 2)::
 
         m = beta1 m + (1 - beta1) g
@@ -91,8 +177,8 @@ class AdaBeliefRule:
     moments: ClassVar[tuple[tuple[str, bool], ...]] = (("exp_avg", True), ("exp_avg_var", False))
 
     def __post_init__(self) -> None:
-        _check_betas(self.betas)
-        _check_eps(self.eps)
+        check_betas(self.betas)
+        check_eps(self.eps)
 
     @property
     def momentum_decay(self) -> float:
@@ -113,7 +199,7 @@ class AdaBeliefRule:
 
 
 @dataclass(frozen=True)
-class LionRule:
+class LionRule(_Fused):
     """Lion (Chen et al., NeurIPS 2023, arXiv 2302.06675, algorithm 2)::
 
         direction = sign(beta1 m + (1 - beta1) g)
@@ -130,7 +216,7 @@ class LionRule:
     moments: ClassVar[tuple[tuple[str, bool], ...]] = (("exp_avg", True),)
 
     def __post_init__(self) -> None:
-        _check_betas(self.betas)
+        check_betas(self.betas)
 
     @property
     def momentum_decay(self) -> float:
@@ -143,7 +229,7 @@ class LionRule:
 
 
 @dataclass(frozen=True)
-class SGDRule:
+class SGDRule(_Fused):
     """SGD with momentum (Polyak 1964; Nesterov's form: Sutskever et al., ICML 2013), as ``torch.optim.SGD``::
 
         m = momentum m + (1 - dampening) g        (m = g at the first step)
@@ -180,6 +266,3 @@ class SGDRule:
         """The kernel's numbers for ``step`` (counted from 1)."""
         weight = 1.0 if step == 1 else 1.0 - self.dampening
         return {"a": lr, "momentum": self.momentum, "weight": weight, "nesterov": float(self.nesterov)}
-
-
-Rule: TypeAlias = "AdamRule | AdaBeliefRule | LionRule | SGDRule"

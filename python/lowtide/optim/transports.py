@@ -75,6 +75,9 @@ class Reset:
         """See :class:`Transport`."""
         for name, signed in rule.moments:
             store.reset(state, name, signed)
+        for name in rule.factor_names:
+            if name in state:
+                state[name].zero_()
         state["moment_step"] = 0
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeGuard
 
@@ -66,6 +67,17 @@ def finite(x: Tensor) -> bool:
 def dense(p: Tensor) -> Tensor:
     """The weight in fp32; a packed one is decoded for the moment."""
     return p.quant.dequantize() if is_quantized(p) else p.detach().float()
+
+
+def root_mean_square(p: Tensor) -> float:
+    """Of a weight; 0 of a tensor without elements."""
+    from lowtide import ops
+
+    w = p.quant.dequantize() if is_quantized(p) else p.detach()
+    if w.numel() == 0:
+        return 0.0
+    rows = w.shape[0] if w.dim() > 1 else 1
+    return math.sqrt(math.fsum(ops.row_dots(w, w, rows).tolist()) / w.numel())
 
 
 def nonfinite_blocks(grad: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from lowtide.optim.presets.factored import Adafactor, AdamMini, AdamMini8bit, GaLoreAdafactor
 from lowtide.optim.presets.feedback import DCTAdamW, GRASSAdamW, LDAdam
 from lowtide.optim.presets.full_rank import (
     SGD,
@@ -25,12 +26,16 @@ __all__ = [
     "APOLLOMini",
     "AdaBelief",
     "AdaBelief8bit",
+    "Adafactor",
+    "AdamMini",
+    "AdamMini8bit",
     "AdamW",
     "AdamW4bit",
     "AdamW8bit",
     "DCTAdamW",
     "FiraAdamW",
     "GRASSAdamW",
+    "GaLoreAdafactor",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
     "LDAdam",

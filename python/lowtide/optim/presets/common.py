@@ -14,3 +14,9 @@ def svd_of(kind: str, *, warm_start: bool = True) -> ExactSVD | RandomizedSVD:
     if kind not in ("randomized", "exact"):
         raise LowtideValueError(f"svd must be 'randomized' or 'exact', got {kind!r}")
     return ExactSVD() if kind == "exact" else RandomizedSVD(warm_start=warm_start)
+
+
+def check_compat(compat: str | None, known: str) -> None:
+    """Refuse an argument ``compat`` that is not None or the one library there is."""
+    if compat not in (None, known):
+        raise LowtideValueError(f"compat must be None or {known!r}, got {compat!r}")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from lowtide.errors import LowtideValueError
 from lowtide.optim.engine import Composed
-from lowtide.optim.presets.common import Betas, svd_of
+from lowtide.optim.presets.common import Betas, check_compat, svd_of
 from lowtide.optim.refresh import EveryT
 from lowtide.optim.residuals import ScaledGradient, ScaledResidual, SignResidual
 from lowtide.optim.rules import AdamRule
@@ -25,11 +25,6 @@ from lowtide.optim.transports import Reset, Stale
 def _adam(betas: Betas, eps: float | None, compat: bool) -> AdamRule:
     default = 1e-6 if compat else 1e-8
     return AdamRule(betas, default if eps is None else eps, form="hf" if compat else "torch")
-
-
-def _check_compat(compat: str | None, known: str) -> None:
-    if compat not in (None, known):
-        raise LowtideValueError(f"compat must be None or {known!r}, got {compat!r}")
 
 
 class FiraAdamW(Composed):
@@ -55,7 +50,7 @@ class FiraAdamW(Composed):
         weight_decay: float = 0.0, *, limiter: float = 1.01, svd: str = "randomized", compat: str | None = None,
         **common: Any,
     ) -> None:  # fmt: skip
-        _check_compat(compat, "fira")
+        check_compat(compat, "fira")
         super().__init__(
             params,
             lr,
@@ -135,7 +130,7 @@ class APOLLO(Composed):
         weight_decay: float = 0.0, *, proj: str = "random", scale_type: str = "channel", limiter: float | None = 1.01,
         compat: str | None = None, **common: Any,
     ) -> None:  # fmt: skip
-        _check_compat(compat, "apollo_torch")
+        check_compat(compat, "apollo_torch")
         if proj not in ("random", "svd"):
             raise LowtideValueError(f"proj must be 'random' or 'svd', got {proj!r}")
         super().__init__(

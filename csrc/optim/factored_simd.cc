@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+// The same bits as factored_ref.cc, 16 elements at a time. Sums of squares are bound by memory with
+// AVX-512 (of 16 elements: two conversions, four additions, two loads and stores of column sums in
+// L1); the scaled gradient reads, converts and adds back what it has just stored.
+#include "base/simd.h"
+#include "optim/factored_table.h"
+
+#define LT_CAT_(a, b) a##b
+#define LT_CAT(a, b) LT_CAT_(a, b)
+
+namespace lowtide::optim {
+namespace {
+
+// Native width: half as many doubles as floats.
+constexpr int kWide = kLanes / 2;
+constexpr int kVectors = kRowLanes / kWide;
+typedef double vd __attribute__((vector_size(4 * LT_LANES)));
+typedef float vh __attribute__((vector_size(2 * LT_LANES)));
+
+LT_SIMD vd load_d(const double* p) {
+  vd v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+LT_SIMD void store_d(double* p, vd v) { __builtin_memcpy(p, &v, sizeof v); }
+LT_SIMD vd widened(const float* p) {
+  vh v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, vd);
+}
+// The product of two floats is exact in double, so fused and separate rounding agree.
+LT_SIMD vd add_product(vd acc, vd a, vd b) {
+#if defined(__AVX512F__)
+  return (vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)acc);
+#elif defined(__AVX2__)
+  return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)acc);
+#else
+  return acc + a * b;
+#endif
+}
+
+// Sixteen elements of a row as floats in memory: where they lie, or in `room`; zeros from `live`.
+template <class Element>
+LT_SIMD const float* sixteen(const Element* p, int64_t live, float* room) {
+  if (sizeof(Element) == 4 && live >= kRowLanes) return (const float*)p;
+  alignas(64) Element part[kRowLanes] = {};
+  const Element* from = p;
+  if (live < kRowLanes) {
+    for (int64_t k = 0; k < live; ++k) part[k] = p[k];
+    from = part;
+  }
+  for (int k = 0; k < kRowLanes; k += kLanes) {
+    if constexpr (sizeof(Element) == 4)
+      store(room + k, load<vf32>(from + k));
+    else
+      store(room + k, bf16_to_float(load<vu16>(from + k)));
+  }
+  return room;
+}
+
+LT_SIMD double folded(const vd* sum) {
+  double lane[kRowLanes];
+  for (int v = 0; v < kVectors; ++v) store_d(lane + v * kWide, sum[v]);
+  return fold_row(lane);
+}
+
+template <class Element>
+void squares_of(double* row, double* col, const RowMatrix& g, int64_t begin, int64_t end) {
+  alignas(64) float room[kRowLanes];
+  for (int64_t i = begin; i < end; ++i) {
+    const Element* p = static_cast<const Element*>(g.data) + i * g.cols;
+    vd sum[kVectors] = {};
+    for (int64_t k = 0; k < g.cols; k += kRowLanes) {
+      const int64_t live = g.cols - k;
+      const float* x = sixteen(p + k, live, room);
+      vd square[kVectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        const vd wide = widened(x + v * kWide);
+        square[v] = wide * wide;
+        sum[v] += square[v];
+      }
+      if (col == nullptr) continue;
+      if (live >= kRowLanes) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v)
+          store_d(col + k + v * kWide, load_d(col + k + v * kWide) + square[v]);
+      } else {
+        double part[kRowLanes];
+        for (int v = 0; v < kVectors; ++v) store_d(part + v * kWide, square[v]);
+        for (int64_t j = 0; j < live; ++j) col[k + j] += part[j];
+      }
+    }
+    row[i] = folded(sum);
+  }
+}
+
+void squares_simd(double* row, double* col, const RowMatrix& g, int64_t begin, int64_t end) {
+  if (g.dtype == Dtype::f32)
+    squares_of<float>(row, col, g, begin, end);
+  else
+    squares_of<uint16_t>(row, col, g, begin, end);
+}
+
+template <class X, class Y>
+void dots_of(double* out, const RowMatrix& x, const RowMatrix& y, int64_t begin, int64_t end) {
+  alignas(64) float x_room[kRowLanes], y_room[kRowLanes];
+  for (int64_t i = begin; i < end; ++i) {
+    const X* px = static_cast<const X*>(x.data) + i * x.cols;
+    const Y* py = static_cast<const Y*>(y.data) + i * x.cols;
+    vd sum[kVectors] = {};
+    for (int64_t k = 0; k < x.cols; k += kRowLanes) {
+      const float* a = sixteen(px + k, x.cols - k, x_room);
+      const float* b = sixteen(py + k, x.cols - k, y_room);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v)
+        sum[v] = add_product(sum[v], widened(a + v * kWide), widened(b + v * kWide));
+    }
+    out[i] = folded(sum);
+  }
+}
+
+template <class X>
+void dots_with(double* out, const RowMatrix& x, const RowMatrix& y, int64_t begin, int64_t end) {
+  if (y.dtype == Dtype::f32)
+    dots_of<X, float>(out, x, y, begin, end);
+  else
+    dots_of<X, uint16_t>(out, x, y, begin, end);
+}
+
+void dots_simd(double* out, const RowMatrix& x, const RowMatrix& y, int64_t begin, int64_t end) {
+  if (x.dtype == Dtype::f32)
+    dots_with<float>(out, x, y, begin, end);
+  else
+    dots_with<uint16_t>(out, x, y, begin, end);
+}
+
+LT_SIMD vf32 capped(vf32 x, float cap) {
+  const vu32 over = (vu32)(x > cap);
+  return as_f((as_u(splat(cap)) & over) | (as_u(x) & ~over));
+}
+
+template <class Element>
+double scale_of(float* u, const RowMatrix& g, const float* r, const float* c, float cap,
+                int64_t begin, int64_t end) {
+  alignas(64) float room[kRowLanes], out[kRowLanes], c_room[kRowLanes];
+  double total = 0.0;
+  for (int64_t i = begin; i < end; ++i) {
+    const Element* p = static_cast<const Element*>(g.data) + i * g.cols;
+    float* q = u + i * g.cols;
+    vd sum[kVectors] = {};
+    for (int64_t k = 0; k < g.cols; k += kRowLanes) {
+      const int64_t live = g.cols - k;
+      const float* x = sixteen(p + k, live, room);
+      const float* by = c == nullptr ? nullptr : sixteen(c + k, live, c_room);
+      float* to = live >= kRowLanes ? q + k : out;
+#pragma GCC unroll 4
+      for (int j = 0; j < kRowLanes; j += kLanes) {
+        const vf32 w = by == nullptr ? splat(r[i]) : r[i] * load<vf32>(by + j);
+        store(to + j, load<vf32>(x + j) * capped(w, cap));
+      }
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        const vd wide = widened(to + v * kWide);
+        sum[v] = add_product(sum[v], wide, wide);
+      }
+      if (live < kRowLanes)
+        for (int64_t j = 0; j < live; ++j) q[k + j] = out[j];
+    }
+    total += folded(sum);
+  }
+  return total;
+}
+
+double scale_simd(float* u, const RowMatrix& g, const float* r, const float* c, float cap,
+                  int64_t begin, int64_t end) {
+  return g.dtype == Dtype::f32 ? scale_of<float>(u, g, r, c, cap, begin, end)
+                               : scale_of<uint16_t>(u, g, r, c, cap, begin, end);
+}
+
+template <class Element>
+void shear_of(float* u, const float* c, const RowMatrix& w, int64_t begin, int64_t end) {
+  alignas(64) float room[kRowLanes];
+  for (int64_t i = begin; i < end; ++i) {
+    const Element* p = static_cast<const Element*>(w.data) + i * w.cols;
+    float* q = u + i * w.cols;
+    int64_t k = 0;
+    for (; k + kRowLanes <= w.cols; k += kRowLanes) {
+      const float* x = sixteen(p + k, kRowLanes, room);
+#pragma GCC unroll 4
+      for (int j = 0; j < kRowLanes; j += kLanes)
+        store(q + k + j, load<vf32>(q + k + j) - c[i] * load<vf32>(x + j));
+    }
+    const float* x = sixteen(p + k, w.cols - k, room);
+    for (int64_t j = k; j < w.cols; ++j) q[j] = q[j] - c[i] * x[j - k];
+  }
+}
+
+void shear_simd(float* u, const float* c, const RowMatrix& w, int64_t begin, int64_t end) {
+  if (w.dtype == Dtype::f32)
+    shear_of<float>(u, c, w, begin, end);
+  else
+    shear_of<uint16_t>(u, c, w, begin, end);
+}
+
+void multiply_simd(float* u, const float* c, int64_t cols, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    float* q = u + i * cols;
+    int64_t k = 0;
+    for (; k + kLanes <= cols; k += kLanes) store(q + k, c[i] * load<vf32>(q + k));
+    for (; k < cols; ++k) q[k] = c[i] * q[k];
+  }
+}
+
+}  // namespace
+
+extern const FactoredTable LT_CAT(factored_, LT_ISA);
+const FactoredTable LT_CAT(factored_, LT_ISA) = {squares_simd, dots_simd, scale_simd, shear_simd,
+                                                 multiply_simd};
+
+}  // namespace lowtide::optim
