@@ -22,7 +22,18 @@ from lowtide.errors import (
 __version__ = "0.1.0"
 
 # Loaded on first use, so that importing lowtide stays cheap and torch stays optional.
-_LAZY = ("random", "quant", "lowrank", "optim", "ops", "train", "assets", "testing", "integrations")
+_LAZY = (
+    "random",
+    "quant",
+    "lowrank",
+    "optim",
+    "continual",
+    "ops",
+    "train",
+    "assets",
+    "testing",
+    "integrations",
+)
 
 if TYPE_CHECKING:
     from lowtide import lowrank as lowrank
