@@ -23,6 +23,7 @@ T* out(Array<T>& a) {
 }
 
 void bind_dct(py::module_& m);
+void bind_fwht(py::module_& m);
 void bind_optim(py::module_& m);
 void bind_random(py::module_& m);
 void bind_matmul(py::module_& m);

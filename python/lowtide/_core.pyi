@@ -26,6 +26,9 @@ __all__: list[str] = [
     "dct_power",
     "dequantize_group",
     "dequantize_map",
+    "fwht_forward",
+    "fwht_inverse",
+    "fwht_spans",
     "gemv",
     "matmul",
     "num_threads",
@@ -145,6 +148,20 @@ def dequantize_map(
     map: int,
     group: int,
 ) -> None: ...
+def fwht_forward(
+    x: numpy.typing.NDArray[numpy.float32],
+    signs: numpy.typing.NDArray[numpy.float32] | None,
+    index: numpy.typing.NDArray[numpy.int32] | None,
+    columns: bool,
+) -> numpy.typing.NDArray[numpy.float32]: ...
+def fwht_inverse(
+    low: numpy.typing.NDArray[numpy.float32],
+    signs: numpy.typing.NDArray[numpy.float32] | None,
+    index: numpy.typing.NDArray[numpy.int32] | None,
+    columns: bool,
+    n: int,
+) -> numpy.typing.NDArray[numpy.float32]: ...
+def fwht_spans(n: int) -> int: ...
 def gemv(
     y: numpy.typing.NDArray[numpy.float32],
     codes: numpy.typing.NDArray[numpy.uint8],

@@ -56,10 +56,20 @@ def test_numpy_and_torch_agree() -> None:
         assert np.array_equal(P.project_back(R, side=side, dim=dim, seed=5), back.numpy())
 
 
-def test_lengths_are_kept_on_average() -> None:
+def test_signs_are_signs() -> None:
+    P = lt.lowrank.RandomProjection(16, "rademacher")
+    rows = P.basis(matrix(5, 51), side="right", seed=7)
+    assert np.array_equal(np.abs(rows), np.full((16, 51), 0.25, np.float32))
+    assert abs(rows.mean()) < 0.25 * 4 / np.sqrt(rows.size)
+    R = P.project(matrix(5, 51), side="right", seed=7)
+    assert np.array_equal(R, lt.lowrank.project(matrix(5, 51), rows, "right"))
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "rademacher"])
+def test_lengths_are_kept_on_average(kind: str) -> None:
     x = matrix(1, 200)
     ratios = [
-        float(np.square(lt.lowrank.RandomProjection(32).project(x, side="right", seed=s)).sum())
+        float(np.square(lt.lowrank.RandomProjection(32, kind).project(x, side="right", seed=s)).sum())
         for s in range(400)
     ]
     mean = np.mean(ratios) / float(np.square(x).sum())

@@ -43,7 +43,11 @@ PRESETS: dict[str, Callable[..., Composed]] = {
     "frugal_svd_sgd": lambda m, **k: lt.optim.FRUGAL(
         groups(m), lr=1e-2, weight_decay=0.0, subspace="svd", residual="sgd", residual_lr_scale=10.0, **k
     ),
+    "frugal_hadamard": lambda m, **k: lt.optim.FRUGAL(
+        groups(m), lr=2e-3, weight_decay=0.0, subspace="hadamard", **k
+    ),
     "apollo": lambda m, **k: lt.optim.APOLLO(groups(m), lr=1e-2, **k),
+    "apollo_hadamard": lambda m, **k: lt.optim.APOLLO(groups(m), lr=1e-2, proj="hadamard", **k),
     "apollo_svd": lambda m, **k: lt.optim.APOLLO(groups(m), lr=1e-2, proj="svd", **k),
     "apollo_mini": lambda m, **k: lt.optim.APOLLOMini(groups(m), lr=1e-2, **k),
     "ldadam": lambda m, **k: lt.optim.LDAdam(every_step(m), lr=1e-2, **k),

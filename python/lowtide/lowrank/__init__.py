@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowtide._operands import Packed
 from lowtide.lowrank._dct import DCT, DCTBasis
+from lowtide.lowrank._hadamard import RandomHadamard
 from lowtide.lowrank._measures import energy, first_vector_cosine, side_for, similarity
 from lowtide.lowrank._projection import matmul, project, project_back
 from lowtide.lowrank._random import RandomProjection
@@ -31,6 +32,7 @@ __all__ = [
     "LowRankLinear",
     "MatrixPlan",
     "Packed",
+    "RandomHadamard",
     "RandomProjection",
     "RandomizedSVD",
     "WeLorePlan",

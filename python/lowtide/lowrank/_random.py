@@ -17,19 +17,21 @@ from lowtide.lowrank._subspaces import _check_count, _matrix
 TILE = 128
 #: Keeps these words apart from the sketches of the refresh at the same seed, step and parameter.
 SLOT = 1
+KINDS = ("gaussian", "rademacher")
 
 
 @dataclass(frozen=True)
 class RandomProjection:
-    """A Gaussian projection P (r x d, entries of variance 1/r) that is its address and nothing else.
+    """A random projection P (r x d, entries of variance 1/r) that is its address and nothing else.
 
     Element (i, j) is ``z[i d + j] / sqrt(r)`` of ``lowtide.random`` at (seed, step, slot 1, param), so that every
     replica, thread count and instruction set draws the same P. Products draw it in tiles of 128 rows. ``E[PᵀP] = I``:
     lengths are kept on average (Johnson and Lindenstrauss), rows are not orthonormal. APOLLO (Zhu et al. 2024, arXiv
-    2412.05270) and Flora (Hao et al. 2024, arXiv 2402.03293) use it.
+    2412.05270) and Flora (Hao et al. 2024, arXiv 2402.03293) use the Gaussian one.
 
     Args:
         rank: rows of P, >= 1. It may exceed the dimensions of G.
+        kind: ``"gaussian"`` or ``"rademacher"`` (signs; Achlioptas 2003): the same guarantees, cheaper to draw.
 
     >>> import numpy as np, lowtide as lt
     >>> G = np.ones((3, 8), dtype=np.float32)
@@ -40,9 +42,12 @@ class RandomProjection:
     """
 
     rank: int
+    kind: str = "gaussian"
 
     def __post_init__(self) -> None:
         _check_count(self.rank, "rank", 1)
+        if self.kind not in KINDS:
+            raise LowtideValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
 
     def basis(
         self, G: Any, *, side: str, prev: Any = None, seed: int = 0, step: int = 0, param: int = 0
@@ -93,7 +98,9 @@ class RandomProjection:
         """Rows [first, last) of P."""
         seed, step, param = address
         rows = _empty(like, (last - first, dim))
-        random.sample(seed=seed, step=step, slot=SLOT, param=param, offset=first * dim, out=rows)
+        random.sample(
+            seed=seed, step=step, slot=SLOT, param=param, offset=first * dim, dist=self.kind, out=rows
+        )
         rows *= np.float32(1.0 / np.sqrt(self.rank)).item()
         return rows
 

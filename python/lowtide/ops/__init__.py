@@ -35,6 +35,7 @@ from lowtide.ops.factored import (  # noqa: E402
     shear_rows_,
 )
 from lowtide.ops.gemv import gemv  # noqa: E402
+from lowtide.ops.hadamard import hadamard, hadamard_back  # noqa: E402
 from lowtide.ops.level_maps import (  # noqa: E402
     dequantize_map,
     dequantize_map_list_,
@@ -80,6 +81,8 @@ __all__ = [
     "fused_direction_",
     "fused_step_",
     "gemv",
+    "hadamard",
+    "hadamard_back",
     "idct",
     "matmul",
     "quantize_group",

@@ -6,41 +6,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lowtide.errors import LowtideTypeError, LowtideValueError
+from lowtide.errors import LowtideValueError
 from lowtide.lowrank._dct_length import check_length
+from lowtide.ops._lines import check_index, columns_of, index_of, matrix
 
 _op = torch.ops.lowtide
-
-
-def _matrix(x: Tensor, name: str, dtypes: tuple[torch.dtype, ...]) -> Tensor:
-    if not isinstance(x, Tensor) or x.dtype not in dtypes:
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        wanted = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise LowtideTypeError(f"{name} must be a {wanted} tensor, got {got}")
-    if x.dim() != 2:
-        raise LowtideValueError(f"{name} must have two dimensions, got shape {tuple(x.shape)}")
-    return x.detach().contiguous()
-
-
-def _columns(dim: int) -> bool:
-    if dim not in (-2, -1, 0, 1):
-        raise LowtideValueError(f"dim must be 0 or 1, got {dim!r}")
-    return dim in (0, -2)
-
-
-def _index(index: Tensor | None) -> Tensor | None:
-    if index is None:
-        return None
-    if not isinstance(index, Tensor) or index.dtype not in (torch.int32, torch.int64) or index.dim() != 1:
-        raise LowtideTypeError("index must be a 1-D int32 or int64 tensor")
-    return index.to(torch.int32).contiguous()
-
-
-def _check_index(index: Tensor | None, n: int) -> None:
-    if index is None or index.numel() == 0 or torch.compiler.is_compiling():
-        return  # in a graph the op itself refuses
-    if int(index[0]) < 0 or int(index[-1]) >= n or not bool((index[1:] > index[:-1]).all()):
-        raise LowtideValueError(f"index must ascend within [0, {n}); sort it and drop what is twice")
 
 
 def dct(x: Tensor, *, dim: int = -1, index: Tensor | None = None) -> Tensor:
@@ -57,9 +27,9 @@ def dct(x: Tensor, *, dim: int = -1, index: Tensor | None = None) -> Tensor:
     Raises:
         LowtideValueError, LowtideTypeError: a bad argument, named.
     """
-    x, columns, index = _matrix(x, "x", (torch.float32, torch.bfloat16)), _columns(dim), _index(index)
+    x, columns, index = matrix(x, "x", (torch.float32, torch.bfloat16)), columns_of(dim), index_of(index)
     n = check_length(x.shape[0 if columns else 1])
-    _check_index(index, n)
+    check_index(index, n)
     result: Tensor = _op.dct_forward(x, index, columns)
     return result
 
@@ -73,13 +43,13 @@ def idct(low: Tensor, n: int, *, dim: int = -1, index: Tensor | None = None) -> 
     Raises:
         LowtideValueError, LowtideTypeError: a bad argument, named.
     """
-    low, columns, index = _matrix(low, "low", (torch.float32,)), _columns(dim), _index(index)
+    low, columns, index = matrix(low, "low", (torch.float32,)), columns_of(dim), index_of(index)
     count = check_length(n) if index is None else index.numel()
     if low.shape[0 if columns else 1] != count:
         raise LowtideValueError(
             f"low must have {count} coefficients along dim {0 if columns else 1}, got shape {tuple(low.shape)}"
         )
-    _check_index(index, check_length(n))
+    check_index(index, check_length(n))
     result: Tensor = _op.dct_inverse(low, index, columns, n)
     return result
 
@@ -94,7 +64,7 @@ def dct_power(x: Tensor, *, dim: int = -1, square: bool = False) -> Tensor:
     Raises:
         LowtideValueError, LowtideTypeError: a bad argument, named.
     """
-    x, columns = _matrix(x, "x", (torch.float32, torch.bfloat16)), _columns(dim)
+    x, columns = matrix(x, "x", (torch.float32, torch.bfloat16)), columns_of(dim)
     check_length(x.shape[0 if columns else 1])
     result: Tensor = _op.dct_power(x, columns, bool(square))
     return result

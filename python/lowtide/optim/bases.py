@@ -82,27 +82,22 @@ class DenseBasis(_Whole):
 
 @dataclass(frozen=True)
 class SeededBasis(_Whole):
-    """A random projection that is drawn when it is used."""
+    """A random projection that is drawn when it is used: of :class:`lowtide.lowrank.RandomProjection`'s interface."""
 
-    rank: int
+    projection: Any
     dim: int
     side: str
     address: dict[str, int]  # seed, step, param
 
     def down(self, grad: Tensor) -> Tensor:
         """See :class:`Basis`."""
-        result: Tensor = self._projection().project(grad, side=self.side, **self.address)
+        result: Tensor = self.projection.project(grad, side=self.side, **self.address)
         return result
 
     def up(self, r: Tensor) -> Tensor:
         """See :class:`Basis`."""
-        result: Tensor = self._projection().project_back(r, side=self.side, dim=self.dim, **self.address)
+        result: Tensor = self.projection.project_back(r, side=self.side, dim=self.dim, **self.address)
         return result
-
-    def _projection(self) -> Any:
-        from lowtide.lowrank import RandomProjection
-
-        return RandomProjection(self.rank)
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,41 @@ class RandomGaussian(_Seeded):
 
     def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
         """See :class:`Subspace`."""
-        return SeededBasis(state["rank"], state["dim"], state["side"], _address(state))
+        from lowtide.lowrank import RandomProjection
+
+        return SeededBasis(RandomProjection(state["rank"]), state["dim"], state["side"], _address(state))
+
+
+@dataclass(frozen=True)
+class RandomRademacher(_Seeded):
+    """:class:`RandomGaussian` with signs in place of Gaussian numbers (Achlioptas 2003): cheaper to draw."""
+
+    def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
+        """See :class:`Subspace`."""
+        from lowtide.lowrank import RandomProjection
+
+        projection = RandomProjection(state["rank"], "rademacher")
+        return SeededBasis(projection, state["dim"], state["side"], _address(state))
+
+
+@dataclass(frozen=True)
+class RandomHadamard(_Seeded):
+    """Random signs, a fast Walsh-Hadamard transform, r of its coordinates: orthonormal rows, of which a seed is kept
+    and none is formed. See :class:`lowtide.lowrank.RandomHadamard`.
+
+    Attributes:
+        orthonormal: rows of length 1; otherwise longer by sqrt(d / r), so that the norm of R is that of G on average, as APOLLO
+            wants it.
+    """
+
+    orthonormal: bool = True
+
+    def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
+        """See :class:`Subspace`."""
+        from lowtide.lowrank import RandomHadamard as Projection
+
+        projection = Projection(state["rank"], self.orthonormal)
+        return SeededBasis(projection, state["dim"], state["side"], _address(state))
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ from lowtide.optim.rules import AdamRule
 from lowtide.optim.subspaces import (
     ExactSVD,
     RandomGaussian,
+    RandomHadamard,
     RandomIndices,
     RandomOrthonormal,
+    RandomRademacher,
     Subspace,
 )
 from lowtide.optim.transports import Reset, Stale
@@ -74,7 +76,8 @@ class FRUGAL(Composed):
             given, multiplies the learning rate of the projected parameters.
         lr, betas, eps, weight_decay: as in torch.
         subspace: ``"indices"``: random columns or rows of the shorter side, no products; ``"random"``: random
-            orthonormal; ``"svd"``: GaLore's, randomized.
+            orthonormal; ``"hadamard"``: random orthonormal by a fast transform, nothing stored but a seed; ``"svd"``: GaLore's,
+            randomized.
         residual: ``"sign"`` or ``"sgd"``.
         residual_lr_scale: learning rate outside of the subspace as a multiple of the one inside, >= 0.
         **common: ``seed``, ``nonfinite``, ``stochastic`` of :class:`~lowtide.optim.Composed`. A matrix whose gradient holds inf or
@@ -89,6 +92,7 @@ class FRUGAL(Composed):
         kinds: dict[str, Subspace] = {
             "indices": RandomIndices(),
             "random": RandomOrthonormal(),
+            "hadamard": RandomHadamard(),
             "svd": svd_of("randomized"),
         }
         if subspace not in kinds:
@@ -116,7 +120,8 @@ class APOLLO(Composed):
             The update is multiplied by the square root of ``scale`` (1 unless given), as in apollo-torch.
         lr, betas, weight_decay: as in torch.
         eps: default 1e-8; 1e-6 with ``compat``.
-        proj: ``"random"`` or ``"svd"`` (exact; stores its basis).
+        proj: ``"random"`` (Gaussian), ``"rademacher"`` (signs), ``"hadamard"`` (a fast transform) or ``"svd"`` (exact; stores
+            its basis).
         scale_type: ``"channel"`` or ``"tensor"``: what shares a learning rate.
         limiter: the largest growth of the update's norm a step, >= 1; None for none.
         compat: ``"apollo_torch"`` follows apollo-torch 1.0.3 step by step but for its random numbers: epsilon before the bias
@@ -131,15 +136,21 @@ class APOLLO(Composed):
         compat: str | None = None, **common: Any,
     ) -> None:  # fmt: skip
         check_compat(compat, "apollo_torch")
-        if proj not in ("random", "svd"):
-            raise LowtideValueError(f"proj must be 'random' or 'svd', got {proj!r}")
+        kinds: dict[str, Subspace] = {
+            "random": RandomGaussian(),
+            "rademacher": RandomRademacher(),
+            "hadamard": RandomHadamard(orthonormal=False),
+            "svd": ExactSVD(),
+        }
+        if proj not in kinds:
+            raise LowtideValueError(f"proj must be one of {', '.join(kinds)}, got {proj!r}")
         super().__init__(
             params,
             lr,
             rule=_adam(betas, eps, compat is not None),
             weight_decay=weight_decay,
             decay="after" if compat else "before",
-            subspace=RandomGaussian() if proj == "random" else ExactSVD(),
+            subspace=kinds[proj],
             refresh=EveryT(),
             transport=Stale(),
             residual=ScaledGradient(scale_type, limiter, compat is not None),
