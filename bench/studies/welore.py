@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does a rank per weight pay? Perplexity of SmolLM2-135M on Shakespeare, ranks by WeLore against the same share everywhere.
 
-    python bench/studies/welore.py [--ratios 0.1,0.2,...] [--windows N] [--steps N] [--no-save]
+    python bench/studies/welore.py [--windows N] [--steps N] [--no-save]
 
 Each weight is replaced by its best approximation of the planned rank: all of them, as in the paper's tables, or only
 those whose factors are smaller than the weight, as ``welore_compress_`` does by default. Then, for one ratio, the factors
@@ -29,8 +29,11 @@ from lowtide.lowrank import WeLorePlan, welore_plan  # noqa: E402
 from run_benches import environment, save  # noqa: E402
 
 PLANS = {"WeLore": False, "uniform": True}
-#: The argument ``minimum``: factor everything, or what becomes smaller.
-CLASSES = {"every matrix": 0.0, "where smaller": None}
+#: The argument ``minimum`` (factor everything, or what becomes smaller), and ratios.
+CLASSES = {
+    "every matrix": (0.0, (0.01, 0.05, 0.1)),
+    "where smaller": (None, (0.1, 0.2, 0.3, 0.4, 0.5)),
+}
 
 
 def tokens(folder: Path, windows: int, length: int, at: float) -> Tensor:
@@ -77,8 +80,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--ratios", default="0.01,0.02,0.05,0.1,0.2,0.3")
-    parser.add_argument("--windows", type=int, default=16, help="of 512 tokens")
+    parser.add_argument("--windows", type=int, default=12, help="of 512 tokens")
     parser.add_argument("--steps", type=int, default=100, help="of fine-tuning, 2 x 128 tokens each")
     parser.add_argument("--finetune-ratio", type=float, default=0.3)
     parser.add_argument("--no-save", action="store_true")
@@ -97,8 +99,8 @@ def main() -> int:
     }
     rows = [{"plan": "dense", "ratio": 0.0, "perplexity": perplexity(model, ids)}]
     print(rows[0], flush=True)
-    for which, minimum in CLASSES.items():
-        for ratio in map(float, args.ratios.split(",")):
+    for which, (minimum, ratios) in CLASSES.items():
+        for ratio in ratios:
             for name, uniform in PLANS.items():
                 plan = first.at(ratio, minimum=minimum, uniform=uniform)
                 truncate(model, plan, parts)

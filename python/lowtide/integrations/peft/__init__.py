@@ -7,5 +7,6 @@ Both are applied to a fresh LoRA adapter (``peft.get_peft_model(model, peft.Lora
 from __future__ import annotations
 
 from lowtide.integrations.peft._lora_ga import LoRAGAReport, lora_ga_
+from lowtide.integrations.peft._lora_sb import FixedLinear, LatentLinear, lora_sb_, restore_lora_sb_
 
-__all__ = ["LoRAGAReport", "lora_ga_"]
+__all__ = ["FixedLinear", "LatentLinear", "LoRAGAReport", "lora_ga_", "lora_sb_", "restore_lora_sb_"]

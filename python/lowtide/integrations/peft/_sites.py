@@ -62,6 +62,16 @@ def only_adapter(model: Any, adapter: str | None) -> str:
     return name
 
 
+def lora_layers(model: Any, adapter: str) -> list[tuple[str, Any]]:
+    """Names and LoRA layers that an adapter has, in the order of the model. Raises LowtideValueError if there is none."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer) and adapter in m.r]
+    if not layers:
+        raise LowtideValueError(f"adapter {adapter!r} has no LoRA layer; check target_modules")
+    return layers
+
+
 def find_sites(model: Any, adapter: str, *, rank_limit: int = 1) -> list[Site]:
     """The LoRA layers of an adapter that was made and not trained yet.
 
@@ -73,15 +83,11 @@ def find_sites(model: Any, adapter: str, *, rank_limit: int = 1) -> list[Site]:
     Raises:
         LowtideTypeError, LowtideValueError, LowtideRuntimeError: a layer that cannot be initialised, named.
     """
-    from peft.tuners.lora import LoraLayer
-
     owners: dict[int, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(p), []).append(name)
     sites: list[Site] = []
-    for name, layer in model.named_modules():
-        if not isinstance(layer, LoraLayer) or adapter not in layer.r:
-            continue
+    for name, layer in lora_layers(model, adapter):
         base = layer.get_base_layer()
         if type(base) is not nn.Linear or adapter not in layer.lora_A:
             raise LowtideTypeError(
@@ -117,6 +123,4 @@ def find_sites(model: Any, adapter: str, *, rank_limit: int = 1) -> list[Site]:
                 "one with init_lora_weights=True"
             )
         sites.append(Site(name, layer, base, rank, float(layer.scaling[adapter])))
-    if not sites:
-        raise LowtideValueError(f"adapter {adapter!r} has no LoRA layer; check target_modules")
     return sites
