@@ -184,13 +184,26 @@ class Composed(Optimizer):
                 else:
                     full.append((p, param_id, grad, state))
             step_full_rank(self._axes, group, full)
+        self._warn_of_skipped()
+
+    @torch.no_grad()
+    def update_projected(self, group: dict[str, Any], p: Tensor, param_id: int, r: Tensor) -> None:
+        """Update one matrix by its gradient in the subspace in use (fp32, overwritten), from
+        :func:`lowtide.optim.low_rank.project`."""
+        if group.get("maximize", False):
+            r.neg_()
+        self._check_gradients([r])
+        step_low_rank(self._axes, group, p, param_id, None, self.state[p], r)
+        self._warn_of_skipped()
+
+    def _warn_of_skipped(self) -> None:
         if self._axes.skipped and not self._warned and self.skipped_blocks:
             self._warned = True
             warnings.warn(
                 f"{self._skipped_total} blocks of a gradient held inf or NaN and were skipped; "
                 "see skipped_blocks, or pass nonfinite='raise'",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -5,35 +5,63 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideRuntimeError
 from lowtide.optim import weights as weight_store
 from lowtide.optim.axes import Axes, State
 from lowtide.optim.refresh import RefreshRequest
-from lowtide.optim.residuals import LowRankStep
+from lowtide.optim.residuals import Drop, LowRankStep
 from lowtide.optim.transports import Change, overlap
 
 
+def needs_projection_only(axes: Axes, p: Tensor) -> bool:
+    """Whether a step, but for refreshes, asks nothing of a gradient that its subspace misses."""
+    return isinstance(axes.residual, Drop) and axes.constraint_of(p) is None
+
+
+def project(axes: Axes, grad: Tensor, state: State, renewed: bool = False) -> Tensor | None:
+    """R (fp32), where :func:`needs_projection_only` holds and the basis stays, or was ``renewed`` for the coming step; else None."""
+    if "refreshes" not in state or not (renewed or not axes.refresh.due(state, state["step"])):
+        return None
+    grad = grad.reshape(grad.shape[0], -1)
+    basis = axes.subspace.load(state, axes.basis)
+    r = basis.down(grad)
+    if not basis.reads_all and not weight_store.finite(grad):
+        r.fill_(torch.nan)  # as if it had been read
+    return r
+
+
 def step_low_rank(
-    axes: Axes, group: dict[str, Any], p: Tensor, param_id: int, grad: Tensor, state: State
+    axes: Axes,
+    group: dict[str, Any],
+    p: Tensor,
+    param_id: int,
+    grad: Tensor | None,
+    state: State,
+    projected: Tensor | None = None,
 ) -> None:
-    """Step one matrix."""
+    """Step one matrix by its gradient, or by what :func:`project` gave (which is overwritten)."""
     side = state["side"]
     constraint = axes.constraint_of(p)
-    if constraint is not None:
-        grad = constraint.of_gradient(p, grad.reshape(grad.shape[0], -1))
-    grad = axes.residual.prepare(grad.reshape(grad.shape[0], -1), state)
     lost = None
-    if axes.refresh.due(state, state["step"]):
-        lost = _renew_basis(axes, group, state, grad, param_id)
+    if projected is None:
+        assert grad is not None
+        if constraint is not None:
+            grad = constraint.of_gradient(p, grad.reshape(grad.shape[0], -1))
+        grad = axes.residual.prepare(grad.reshape(grad.shape[0], -1), state)
+        if axes.refresh.due(state, state["step"]):
+            lost = renew_basis(axes, group, state, grad, param_id)
+    else:
+        grad = projected
     basis = axes.subspace.load(state, axes.basis)
     state["step"] += 1
     moment_step = state["step"]
     if "moment_step" in state:
         moment_step = state["moment_step"] = state["moment_step"] + 1
     rule = axes.rule_of(group)
-    r = basis.down(grad)
+    r = basis.down(grad) if projected is None else projected
     combined = axes.residual.update(
         LowRankStep(
             grad,
@@ -68,7 +96,7 @@ def step_low_rank(
     )
 
 
-def _renew_basis(
+def renew_basis(
     axes: Axes, group: dict[str, Any], state: State, grad: Tensor, param_id: int
 ) -> Tensor | None:
     """Replace the basis; returns :attr:`LowRankStep.lost` if the residual wants it."""
