@@ -15,8 +15,25 @@ except ImportError as error:
     raise LowtideImportError("lowtide.continual needs torch: pip install 'lowtide[torch]'") from error
 
 from lowtide.continual._memory import Memory
+from lowtide.continual.cuber import CUBER
 from lowtide.continual.gpm import GPM, SGP
 from lowtide.continual.metrics import Transfer, transfer
 from lowtide.continual.null_space import NSGP, AdamNSCL
+from lowtide.continual.osf import OSF, OSFLinear, factorize_, merge_
+from lowtide.continual.trust import TRGP
 
-__all__ = ["GPM", "NSGP", "SGP", "AdamNSCL", "Memory", "Transfer", "transfer"]
+__all__ = [
+    "CUBER",
+    "GPM",
+    "NSGP",
+    "OSF",
+    "SGP",
+    "TRGP",
+    "AdamNSCL",
+    "Memory",
+    "OSFLinear",
+    "Transfer",
+    "factorize_",
+    "merge_",
+    "transfer",
+]

@@ -73,7 +73,7 @@ class Memory(ABC):
                 "state_dict must hold 'tasks', a number >= 0; was it written by this class?"
             )
         for name in tensors:
-            if not any(name.startswith(f"{layer}.") for layer in self.layers):
+            if name.rpartition(".")[0] not in self.layers:
                 raise LowtideValueError(
                     f"state_dict has {name!r}, but no such layer is protected here; build it with the same layers="
                 )

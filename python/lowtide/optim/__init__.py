@@ -63,6 +63,7 @@ from lowtide.optim.residuals import (
 )
 from lowtide.optim.rules import AdaBeliefRule, AdamRule, LionRule, Rule, SGDRule
 from lowtide.optim.rules_factored import AdafactorRule, AdamMiniRule
+from lowtide.optim.stablemax import StableMaxCrossEntropy, log_stablemax, stablemax
 from lowtide.optim.stores import BasisStore, StateStore
 from lowtide.optim.subspaces import (
     Cosines,
@@ -138,6 +139,7 @@ __all__ = [
     "ScaledGradient",
     "ScaledResidual",
     "SignResidual",
+    "StableMaxCrossEntropy",
     "Stale",
     "StateStore",
     "Subspace",
@@ -147,8 +149,10 @@ __all__ = [
     "from_torchao",
     "head_groups",
     "in_backward",
+    "log_stablemax",
     "memory",
     "param_groups",
+    "stablemax",
     "to_bitsandbytes",
     "to_torchao",
 ]
