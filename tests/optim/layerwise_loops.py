@@ -27,6 +27,7 @@ METHODS: dict[str, Callable[..., Composed]] = {
     "fira": lambda m, **k: lt.optim.FiraAdamW(groups(m), lr=1e-2, **k),
     "frugal": lambda m, **k: lt.optim.FRUGAL(groups(m), lr=1e-2, **k),
     "apollo": lambda m, **k: lt.optim.APOLLO(groups(m), lr=1e-2, **k),
+    "gradnormlorp": lambda m, **k: lt.optim.GradNormLoRP(groups(m), lr=1e-2, **k),
     "ldadam": lambda m, **k: lt.optim.LDAdam(lt.optim.param_groups(m, rank=4), lr=1e-2, **k),
 }
 SUMS_PROJECTED = ("galore", "qgalore", "grass")

@@ -54,6 +54,7 @@ PRESETS: dict[str, Callable[..., Composed]] = {
     "ldadam_int8_error": lambda m, **k: lt.optim.LDAdam(every_step(m), lr=1e-2, error_feedback="int8", **k),
     "dct": lambda m, **k: lt.optim.DCTAdamW(every_step(m), lr=1e-2, weight_decay=0.0, **k),
     "grass": lambda m, **k: lt.optim.GRASSAdamW(groups(m), lr=1e-2, **k),
+    "gradnormlorp": lambda m, **k: lt.optim.GradNormLoRP(groups(m), lr=1e-2, **k),
 }
 
 
@@ -281,6 +282,7 @@ LOW_RANK = {
     "ldadam": lt.optim.LDAdam,
     "dct": lt.optim.DCTAdamW,
     "grass": lt.optim.GRASSAdamW,
+    "gradnormlorp": lt.optim.GradNormLoRP,
 }
 
 

@@ -67,6 +67,8 @@ PRESETS = {
     "DCTAdamW": preset("DCTAdamW", 2e-2, low=True),
     "DCTAdamW plain": preset("DCTAdamW", 2e-2, low=True, error_feedback=None),
     "GRASSAdamW": preset("GRASSAdamW", 4e-2, low=True),
+    "GradNormLoRP": preset("GradNormLoRP", 2e-2, low=True),
+    "GradNormLoRP 8bit": preset("GradNormLoRP", 2e-2, low=True, state=lt.optim.StateStore("int8", 0)),
 }
 
 

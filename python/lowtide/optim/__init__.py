@@ -27,6 +27,7 @@ from lowtide.optim.engine import Composed
 from lowtide.optim.groups import head_groups, param_groups
 from lowtide.optim.in_backward import InBackward, in_backward
 from lowtide.optim.memory import MemoryReport, memory
+from lowtide.optim.parametrizations import WeightNorm
 from lowtide.optim.presets import (
     APOLLO,
     FRUGAL,
@@ -45,6 +46,7 @@ from lowtide.optim.presets import (
     GaLoreAdafactor,
     GaLoreAdamW,
     GaLoreAdamW8bit,
+    GradNormLoRP,
     GRASSAdamW,
     LDAdam,
     Lion,
@@ -111,6 +113,7 @@ __all__ = [
     "GaLoreAdafactor",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
+    "GradNormLoRP",
     "InBackward",
     "LDAdam",
     "LazyDoubling",
@@ -145,6 +148,7 @@ __all__ = [
     "Subspace",
     "TopIndices",
     "Transport",
+    "WeightNorm",
     "from_bitsandbytes",
     "from_torchao",
     "head_groups",

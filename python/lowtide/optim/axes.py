@@ -14,6 +14,7 @@ from lowtide.errors import LowtideValueError
 from lowtide.optim import weights as weight_store
 from lowtide.optim.constraints import Constraint
 from lowtide.optim.groups import rank_of
+from lowtide.optim.parametrizations import WeightNorm
 from lowtide.optim.refresh import Refresh
 from lowtide.optim.residuals import Residual
 from lowtide.optim.rules import AdamRule, Rule
@@ -43,6 +44,7 @@ class Axes:
     stochastic: bool
     seed: int
     constraint: Constraint | None = None
+    parametrization: WeightNorm | None = None
     skipped: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -67,7 +69,15 @@ class Axes:
                 raise LowtideValueError(
                     f"transport Rotate knows Adam's second moment, not that of {type(self.rule).__name__}; use Reset"
                 )
-
+        if self.parametrization is not None:
+            if self.constraint is not None:
+                raise LowtideValueError(
+                    "constraint cannot hold with a parametrization, which moves the weight after it; leave one of them out"
+                )
+            if not self.rule.fused or self.rule.factor_names:
+                raise LowtideValueError(
+                    f"parametrization needs an elementwise rule such as AdamRule, got {type(self.rule).__name__}"
+                )
         wanted = (
             [self.subspace]
             if self.subspace.needs_mean
@@ -126,6 +136,8 @@ class Axes:
             state["side"], state["rank"], state["gap"] = side, rank, group["update_proj_gap"]
             state["dim"] = cols if side == "right" else rows
             shape = torch.Size((rows, rank) if side == "right" else (rank, cols))
+            if self.parametrization is not None:
+                self.parametrization.create_state(state, rows, self.rule)
         self.note_constraint(p, state)
         rule = self.rule_of(group)
         for name, signed in rule.moments:

@@ -24,6 +24,7 @@ from lowtide.optim.constraints import Constraint
 from lowtide.optim.full_rank import Item, step_full_rank
 from lowtide.optim.groups import check_known, check_low_rank_keys
 from lowtide.optim.low_rank import step_low_rank
+from lowtide.optim.parametrizations import WeightNorm
 from lowtide.optim.refresh import EveryT, Refresh
 from lowtide.optim.residuals import Drop, Residual
 from lowtide.optim.rules import AdamRule, Rule
@@ -48,6 +49,7 @@ class Composed(Optimizer):
         state: how moments are stored.
         constraint: where weights may not move (:class:`~lowtide.optim.NullSpace`, :class:`~lowtide.optim.Perpendicular`). Saved
             states name it: they load only under the same one.
+        parametrization: coordinates of the weights of low-rank groups other than their elements (:class:`~lowtide.optim.WeightNorm`).
         stochastic: round bf16 weights stochastically (fp32 weights are never rounded, INT8 ones always are).
         maximize: step up the gradient instead of down.
         seed: of all random numbers: with the step and the parameter's id it determines every bit.
@@ -78,6 +80,7 @@ class Composed(Optimizer):
         residual: Residual | None = None,
         state: StateStore | None = None,
         constraint: Constraint | None = None,
+        parametrization: WeightNorm | None = None,
         stochastic: bool = True,
         maximize: bool = False,
         seed: int = 0,
@@ -97,6 +100,7 @@ class Composed(Optimizer):
             stochastic,
             seed,
             constraint,
+            parametrization,
         )
         self._nonfinite = nonfinite
         self._skipped_total = 0

@@ -18,7 +18,7 @@ from lowtide.optim.transports import Change, overlap
 
 def needs_projection_only(axes: Axes, p: Tensor) -> bool:
     """Whether a step, but for refreshes, asks nothing of a gradient that its subspace misses."""
-    return isinstance(axes.residual, Drop) and axes.constraint_of(p) is None
+    return isinstance(axes.residual, Drop) and axes.constraint_of(p) is None and axes.parametrization is None
 
 
 def project(axes: Axes, grad: Tensor, state: State, renewed: bool = False) -> Tensor | None:
@@ -45,11 +45,14 @@ def step_low_rank(
     """Step one matrix by its gradient, or by what :func:`project` gave (which is overwritten)."""
     side = state["side"]
     constraint = axes.constraint_of(p)
-    lost = None
+    lost = polar = None
     if projected is None:
         assert grad is not None
         if constraint is not None:
             grad = constraint.of_gradient(p, grad.reshape(grad.shape[0], -1))
+        if axes.parametrization is not None:
+            polar = axes.parametrization.split(p, grad.reshape(grad.shape[0], -1))
+            grad = polar.grad
         grad = axes.residual.prepare(grad.reshape(grad.shape[0], -1), state)
         if axes.refresh.due(state, state["step"]):
             lost = renew_basis(axes, group, state, grad, param_id)
@@ -83,10 +86,17 @@ def step_low_rank(
     if constraint is not None:
         update, relief = constraint.of_update(p, update, grad)
     before, after = axes.decays(group, relief)
+    lr = rule.step_size(float(group["lr"]), state["step"], p)
+    alpha = -lr * factor
+    if polar is not None and axes.parametrization is not None:
+        axes.direction_(rule, [polar.radial], [axes.parametrization.moments(state)], state["step"])
+        magnitude = (polar.norm * before).sub_(polar.radial, alpha=lr).clamp_min_(0.0).mul_(after)
+        update = axes.parametrization.join(polar, update, alpha, magnitude)
+        alpha, before, after = 1.0, 1.0, 1.0
     weight_store.apply(
         [p],
         [update],
-        alpha=-rule.step_size(float(group["lr"]), state["step"], p) * factor,
+        alpha=alpha,
         before=before,
         after=after,
         stochastic=axes.stochastic,

@@ -70,6 +70,10 @@ METHODS: Mapping[str, Method] = {
         lr=1e-4, low_rank=True, in_backward=True, scale=1.0,
     ),
     "grass": Method("GRASSAdamW", "AdamW on the rows of largest norm", lr=1e-4, low_rank=True, in_backward=True),
+    "gradnormlorp": Method(
+        "GradNormLoRP", "AdamW on row magnitudes, and on directions in a low-rank subspace",
+        lr=1e-4, low_rank=True, in_backward=True,
+    ),
 }  # fmt: skip
 WEIGHT_GROUP = 256
 

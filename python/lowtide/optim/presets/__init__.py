@@ -18,6 +18,7 @@ from lowtide.optim.presets.full_rank import (
 )
 from lowtide.optim.presets.galore import GaLoreAdamW, GaLoreAdamW8bit, QGaLoreAdamW
 from lowtide.optim.presets.residual import APOLLO, FRUGAL, APOLLOMini, FiraAdamW
+from lowtide.optim.presets.weight_norm import GradNormLoRP
 
 __all__ = [
     "APOLLO",
@@ -38,6 +39,7 @@ __all__ = [
     "GaLoreAdafactor",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
+    "GradNormLoRP",
     "LDAdam",
     "Lion",
     "Lion8bit",
