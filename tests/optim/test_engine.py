@@ -43,6 +43,9 @@ PRESETS: dict[str, Callable[..., Composed]] = {
     "frugal_svd_sgd": lambda m, **k: lt.optim.FRUGAL(
         groups(m), lr=1e-2, weight_decay=0.0, subspace="svd", residual="sgd", residual_lr_scale=10.0, **k
     ),
+    "frugal_blocks": lambda m, **k: lt.optim.FRUGAL(
+        groups(m), lr=2e-3, weight_decay=0.0, subspace="blocks", density=0.6, **k
+    ),
     "frugal_hadamard": lambda m, **k: lt.optim.FRUGAL(
         groups(m), lr=2e-3, weight_decay=0.0, subspace="hadamard", **k
     ),
@@ -55,6 +58,11 @@ PRESETS: dict[str, Callable[..., Composed]] = {
     "dct": lambda m, **k: lt.optim.DCTAdamW(every_step(m), lr=1e-2, weight_decay=0.0, **k),
     "grass": lambda m, **k: lt.optim.GRASSAdamW(groups(m), lr=1e-2, **k),
     "gradnormlorp": lambda m, **k: lt.optim.GradNormLoRP(groups(m), lr=1e-2, **k),
+    "subtrack": lambda m, **k: lt.optim.SubTrack(groups(m), lr=1e-2, **k),
+    "lotus": lambda m, **k: lt.optim.LotusAdamW(groups(m), lr=1e-2, **k),
+    "flora": lambda m, **k: lt.optim.Flora(
+        lt.optim.param_groups(m, rank=32, update_proj_gap=7), lr=1e-2, **k
+    ),
 }
 
 
@@ -283,6 +291,10 @@ LOW_RANK = {
     "dct": lt.optim.DCTAdamW,
     "grass": lt.optim.GRASSAdamW,
     "gradnormlorp": lt.optim.GradNormLoRP,
+    "subtrack": lt.optim.SubTrack,
+    "golore": lambda g: lt.optim.GoLoreAdamW(g, switch_step=0),
+    "lotus": lt.optim.LotusAdamW,
+    "flora": lt.optim.Flora,
 }
 
 

@@ -57,6 +57,9 @@ PRESETS = {
     "FRUGAL svd sgd": preset("FRUGAL", 5e-3, low=True, subspace="svd", residual="sgd"),
     "FRUGAL random": preset("FRUGAL", 5e-3, low=True, subspace="random"),
     "APOLLO": preset("APOLLO", 1e-2, low=True),
+    # Below density 1 it depends on the other matrices when one moves how.
+    "FRUGAL blocks": preset("FRUGAL", 5e-3, low=True, subspace="blocks", density=1.0),
+    "FRUGAL blocks 0": preset("FRUGAL", 5e-3, low=True, subspace="blocks", density=0.0),
     "FRUGAL hadamard": preset("FRUGAL", 5e-3, low=True, subspace="hadamard"),
     "APOLLO hadamard": preset("APOLLO", 1e-2, low=True, proj="hadamard"),
     "APOLLO rademacher": preset("APOLLO", 1e-2, low=True, proj="rademacher"),
@@ -69,6 +72,14 @@ PRESETS = {
     "GRASSAdamW": preset("GRASSAdamW", 4e-2, low=True),
     "GradNormLoRP": preset("GradNormLoRP", 2e-2, low=True),
     "GradNormLoRP 8bit": preset("GradNormLoRP", 2e-2, low=True, state=lt.optim.StateStore("int8", 0)),
+    "GRASSAdamW sampled": preset("GRASSAdamW", 2e-2, low=True, selection="sampled"),
+    "SubTrack": preset("SubTrack", 2e-2, low=True),
+    "GoLoreAdamW": preset("GoLoreAdamW", 4e-2, low=True, switch_step=6),
+    "LotusAdamW": preset("LotusAdamW", 4e-2, low=True),
+    # Each new projection enlarges the moment by sqrt(d / r): Flora's gap must be long against the moment's memory.
+    "Flora": lambda params, **k: lt.optim.Flora(
+        low_rank(params, rank=10, update_proj_gap=8), **{"lr": 2e-2, **k}
+    ),
 }
 
 

@@ -20,7 +20,7 @@ from lowtide.optim.residuals import Residual
 from lowtide.optim.rules import AdamRule, Rule
 from lowtide.optim.stores import STATE_BITS, BasisStore, StateStore
 from lowtide.optim.subspaces import Subspace
-from lowtide.optim.transports import Rotate, Transport
+from lowtide.optim.transports import Reset, Rotate, Transport
 
 State: TypeAlias = "dict[str, Any]"
 
@@ -30,6 +30,7 @@ class Axes:
     """One value on each axis of :class:`~lowtide.optim.Composed`, whose arguments these are.
 
     Attributes:
+        peers: (param id, number of elements) of every low-rank matrix.
         skipped: for each fused call, how many blocks it left alone (tensors, not yet added up).
     """
 
@@ -45,6 +46,7 @@ class Axes:
     seed: int
     constraint: Constraint | None = None
     parametrization: WeightNorm | None = None
+    peers: list[tuple[int, int]] = field(default_factory=list)
     skipped: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -63,7 +65,7 @@ class Axes:
                 f"transport {name} needs fp32 moments, got state {self.store.kind!r}; use StateStore()"
             )
         if isinstance(self.transport, Rotate):
-            if self.subspace.kind == "seed":
+            if self.subspace.kind not in ("dense", "indices"):
                 raise LowtideValueError("transport Rotate needs bases that are stored; use Stale or Reset")
             if (len(self.rule.moments) > 1 or self.rule.factor_names) and not isinstance(self.rule, AdamRule):
                 raise LowtideValueError(
@@ -78,6 +80,10 @@ class Axes:
                 raise LowtideValueError(
                     f"parametrization needs an elementwise rule such as AdamRule, got {type(self.rule).__name__}"
                 )
+        if self.subspace.varies and not isinstance(self.transport, Reset):
+            raise LowtideValueError(
+                f"subspace {type(self.subspace).__name__} changes the shape of the moments; use transport Reset, not {name}"
+            )
         wanted = (
             [self.subspace]
             if self.subspace.needs_mean
@@ -122,9 +128,14 @@ class Axes:
         return (factor, 1.0) if self.decay == "before" else (1.0, factor)
 
     def create_state(
-        self, group: dict[str, Any], p: Tensor, state: State, store: StateStore | None = None
+        self,
+        group: dict[str, Any],
+        p: Tensor,
+        state: State,
+        store: StateStore | None = None,
+        saved: State | None = None,
     ) -> None:
-        """Fill the empty ``state`` of a parameter; ``store`` in place of the one chosen."""
+        """Fill the empty ``state`` of a parameter; ``store`` in place of the one chosen, ranks that vary as in ``saved``."""
         shape = weight_store.shape(p)
         state["step"] = 0
         if "rank" in group and len(shape) >= 2 and shape.numel() > 0:
@@ -132,13 +143,25 @@ class Axes:
 
             rows, cols = shape[0], shape.numel() // shape[0]
             side = side_for((rows, cols), group["proj_type"])
-            rank = rank_of(group["rank"], rows, cols)
-            state["side"], state["rank"], state["gap"] = side, rank, group["update_proj_gap"]
             state["dim"] = cols if side == "right" else rows
-            shape = torch.Size((rows, rank) if side == "right" else (rank, cols))
+            rank = rank_of(group["rank"], rows, cols)
+            if self.subspace.varies and saved is not None and saved.get("rank") in (0, state["dim"]):
+                rank = saved["rank"]
+            state["side"], state["rank"], state["gap"] = side, rank, group["update_proj_gap"]
+            shape = torch.Size((rows, cols))
             if self.parametrization is not None:
                 self.parametrization.create_state(state, rows, self.rule)
         self.note_constraint(p, state)
+        self.create_moments(group, state, shape, store)
+
+    def create_moments(
+        self, group: dict[str, Any], state: State, shape: tuple[int, ...], store: StateStore | None = None
+    ) -> None:
+        """Zero moments for a gradient of this shape, in the subspace if ``state`` is of one."""
+        if "side" in state:
+            rows, cols = shape
+            shape = (rows, state["rank"]) if state["side"] == "right" else (state["rank"], cols)
+        shape = torch.Size(shape)
         rule = self.rule_of(group)
         for name, signed in rule.moments:
             (store or self.store).create(state, name, shape, signed)

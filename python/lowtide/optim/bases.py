@@ -102,36 +102,81 @@ class SeededBasis(_Whole):
 
 @dataclass(frozen=True)
 class IndexBasis:
-    """Chosen columns (right) or rows (left): a gather and a scatter, no product."""
+    """Chosen columns (right) or rows (left), each times its weight if there are any: a gather and a scatter, no product."""
 
     indices: Tensor  # int32, sorted, distinct
+    dim: int
+    side: str
+    weights: Tensor | None = None  # fp32, one an index
+
+    reads_all: ClassVar[bool] = False
+
+    def down(self, grad: Tensor) -> Tensor:
+        """See :class:`Basis`."""
+        return self._weighted(grad.index_select(self._axis, self.indices).float().contiguous())
+
+    def up(self, r: Tensor) -> Tensor:
+        """See :class:`Basis`."""
+        shape = (r.shape[0], self.dim) if self.side == "right" else (self.dim, r.shape[1])
+        full = torch.zeros(shape, dtype=torch.float32, device=r.device)
+        return full.index_copy_(self._axis, self.indices.long(), self._weighted(r))
+
+    def add_(self, x: Tensor, r: Tensor) -> None:
+        """See :class:`Basis`."""
+        chosen = x.index_select(self._axis, self.indices).add_(self._weighted(r))
+        x.index_copy_(self._axis, self.indices.long(), chosen)  # half the time of index_add_
+
+    def rest(self, grad: Tensor, r: Tensor) -> Tensor:
+        """See :class:`Basis`: exactly zero where it was taken from, but for weights."""
+        full = grad.to(torch.float32, copy=True)
+        if self.weights is None:
+            return full.index_fill_(self._axis, self.indices.long(), 0.0)
+        self.add_(full, -r)
+        return full
+
+    def _weighted(self, r: Tensor) -> Tensor:
+        if self.weights is None:
+            return r
+        return r * (self.weights[None, :] if self.side == "right" else self.weights[:, None])
+
+    @property
+    def _axis(self) -> int:
+        return 1 if self.side == "right" else 0
+
+
+@dataclass(frozen=True)
+class WholeBasis:
+    """Everything (active) or nothing."""
+
+    active: bool
     dim: int
     side: str
 
     reads_all: ClassVar[bool] = False
 
     def down(self, grad: Tensor) -> Tensor:
-        """See :class:`Basis`."""
-        return grad.index_select(self._axis, self.indices).float().contiguous()
+        """See :class:`Basis`: a copy of ``grad``, or a matrix without elements."""
+        if self.active:
+            return grad.to(torch.float32, copy=True)
+        rows, cols = grad.shape
+        return grad.new_empty((rows, 0) if self.side == "right" else (0, cols), dtype=torch.float32)
 
     def up(self, r: Tensor) -> Tensor:
         """See :class:`Basis`."""
-        shape = (r.shape[0], self.dim) if self.side == "right" else (self.dim, r.shape[1])
-        full = torch.zeros(shape, dtype=torch.float32, device=r.device)
-        return full.index_copy_(self._axis, self.indices.long(), r)
+        if self.active:
+            return r
+        return r.new_zeros((r.shape[0], self.dim) if self.side == "right" else (self.dim, r.shape[1]))
 
     def add_(self, x: Tensor, r: Tensor) -> None:
         """See :class:`Basis`."""
-        chosen = x.index_select(self._axis, self.indices).add_(r)
-        x.index_copy_(self._axis, self.indices.long(), chosen)  # half the time of index_add_
+        if self.active:
+            x += r
 
     def rest(self, grad: Tensor, r: Tensor) -> Tensor:
-        """See :class:`Basis`: exactly zero where it was taken from."""
-        return grad.to(torch.float32, copy=True).index_fill_(self._axis, self.indices.long(), 0.0)
-
-    @property
-    def _axis(self) -> int:
-        return 1 if self.side == "right" else 0
+        """See :class:`Basis`."""
+        return (
+            torch.zeros_like(grad, dtype=torch.float32) if self.active else grad.to(torch.float32, copy=True)
+        )
 
 
 @dataclass(frozen=True)

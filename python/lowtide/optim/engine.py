@@ -140,6 +140,9 @@ class Composed(Optimizer):
                 f"param_ids must list one id for each of the {len(group['params'])} parameters, got {len(ids)}"
             )
         group["param_ids"] = ids
+        if "rank" in group:
+            sizes = [(i, weight_store.shape(p)) for i, p in zip(ids, group["params"], strict=True)]
+            self._axes.peers += [(i, s.numel()) for i, s in sizes if len(s) >= 2 and s.numel() > 0]
         self._next_id = max([self._next_id, *(i + 1 for i in ids)])
 
     # ------------------------------------------------------------------ stepping
@@ -307,5 +310,5 @@ class Composed(Optimizer):
     def _check_state(self, group: dict[str, Any], p: Tensor, entry: State) -> None:
         want: State = {}
         # "fp32": converted moments that their library did not code (lowtide.optim.from_torchao).
-        self._axes.create_state(group, p, want, StateStore() if entry.get("fp32") else None)
+        self._axes.create_state(group, p, want, StateStore() if entry.get("fp32") else None, entry)
         check_saved(want, entry, weight_store.shape(p))

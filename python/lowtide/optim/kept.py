@@ -183,7 +183,7 @@ class KeptGradients:
 
     def _fits(self, r: Tensor, p: Tensor) -> bool:
         want: dict[str, Any] = {}
-        self._optimizer._axes.create_state(self._where[id(p)][0], p, want)
+        self._optimizer._axes.create_state(self._where[id(p)][0], p, want, saved=self._optimizer.state.get(p))
         shape = weight_store.shape(p)
         if "side" not in want:
             return False

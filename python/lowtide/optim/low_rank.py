@@ -65,6 +65,7 @@ def step_low_rank(
         moment_step = state["moment_step"] = state["moment_step"] + 1
     rule = axes.rule_of(group)
     r = basis.down(grad) if projected is None else projected
+    axes.refresh.watch(state, r)
     combined = axes.residual.update(
         LowRankStep(
             grad,
@@ -128,17 +129,28 @@ def renew_basis(
         assert moment is not None  # Axes refuses it
         carried = axes.subspace.load(state, axes.basis).up(state[moment])
         mean = carried / (1.0 - rule.momentum_decay ** state["step"])
+    rank = state["rank"]
     request = RefreshRequest(
-        grad, state["rank"], state["side"], prev, mean, seed=axes.seed, step=state["step"], param=param_id
-    )
+        grad, rank, state["side"], prev, mean, axes.seed, state["step"], param_id, state.get("refreshes", 0),
+        tuple(axes.peers),
+    )  # fmt: skip
     new = axes.subspace.find(request)
+    old_basis = axes.subspace.load(state, axes.basis) if had_basis else None
     old_indices = state.get("basis.indices")
     if new is not None:
         axes.refresh.observe(state, new, prev)
     axes.subspace.keep(state, new, request, axes.basis)
-    if had_basis:
-        change = Change(lambda: overlap(new, prev), old_indices, state.get("basis.indices"))
+    if old_basis is not None:
+        old, fresh = old_basis, axes.subspace.load(state, axes.basis)
+        change = Change(
+            lambda: overlap(new, prev),
+            old_indices,
+            state.get("basis.indices"),
+            lambda moment: fresh.down(old.up(moment)),
+        )
         axes.transport.switch(state, rule, axes.store, change)
+    if state["rank"] != rank:
+        axes.create_moments(group, state, tuple(grad.shape))
     state["refreshed"] = state["step"]
     state["refreshes"] = state.get("refreshes", 0) + 1
     if carried is None or moment is None or not axes.residual.needs_lost:

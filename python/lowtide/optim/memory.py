@@ -25,21 +25,31 @@ _STATES = {
     "lion": (1, "fp32"), "lion8bit": (1, "int8"), "sgd": (1, "fp32"), "sgd8bit": (1, "int8"),
     "galore": (2, "fp32"), "galore8bit": (2, "int8"), "qgalore": (2, "int8"), "fira": (2, "fp32"),
     "frugal": (2, "fp32"), "apollo": (2, "fp32"), "apollo-mini": (2, "fp32"), "ldadam": (2, "fp32"), "dct": (2, "fp32"),
-    "grass": (2, "fp32"), "gradnormlorp": (2, "fp32"),
+    "grass": (2, "fp32"), "gradnormlorp": (2, "fp32"), "subtrack": (2, "fp32"), "golore": (2, "fp32"),
+    "lotus": (2, "fp32"), "flora": (1, "fp32"),
     "adafactor": (0, "fp32"), "galore-adafactor": (0, "fp32"), "adam-mini": (1, "fp32"), "adam-mini8bit": (1, "int8"),
 }  # fmt: skip
 #: Of which sides of a matrix a second moment is kept, in fp32 (Adam-mini without heads: fewer with them).
-_FACTORS = {"adafactor": "both", "galore-adafactor": "both", "adam-mini": "rows", "adam-mini8bit": "rows"}
+_FACTORS = {
+    "adafactor": "both",
+    "galore-adafactor": "both",
+    "adam-mini": "rows",
+    "adam-mini8bit": "rows",
+    "flora": "both",
+}
 #: Low-rank methods and what they keep of a subspace.
 _BASES = {
     "galore": "dense", "galore8bit": "dense", "qgalore": "int4", "fira": "dense", "frugal": "indices",
     "apollo": "seed", "apollo-mini": "seed", "ldadam": "dense", "dct": "indices", "grass": "indices",
-    "galore-adafactor": "dense", "gradnormlorp": "dense",
+    "galore-adafactor": "dense", "gradnormlorp": "dense", "subtrack": "dense", "golore": "dense", "lotus": "dense",
+    "flora": "seed",
 }  # fmt: skip
 #: Moments of the magnitude of each row.
 _MAGNITUDES = {"gradnormlorp": 2}
 #: Bits of the error that is fed back, by element of the weight.
 _ERRORS = {"ldadam": 32, "dct": 8}
+#: Bytes, by element of a moment, of the unit gradient that a schedule compares with.
+_REFERENCES = {"lotus": 2}
 #: What else the papers' figures seem to project, beside the linear weights of the layers (docs/training.md).
 _PAPER_PROJECTS = {
     "galore": ("head",), "galore8bit": ("head",), "qgalore": ("head",),
@@ -257,6 +267,7 @@ def memory(
             moment, moment_shape = r * long, (rows, r) if rows >= cols else (r, cols)
             count["states"] += _error_bytes(_ERRORS.get(method, 0), rows, cols, paper)
             count["states"] += rows * _MAGNITUDES.get(method, 0) * (2 if paper else 4)
+            count["states"] += _REFERENCES.get(method, 0) * moment
             count["basis"] += _basis_bytes(_BASES[method], r, short, paper)
         count["states"] += _factor_bytes(_FACTORS.get(method, ""), moment_shape, paper)
         if paper:

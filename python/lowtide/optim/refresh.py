@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class RefreshRequest:
         prev: the basis in use, r x d in fp32; None at first, and where the subspace does not say ``needs_prev``.
         mean: the first moment at full size, bias-corrected; None at first, and without ``needs_mean``.
         seed, step, param: the address of random numbers; ``step`` counts updates from 0.
+        refreshes: how many there were before this one.
+        peers: (param, number of elements) of every low-rank matrix of the optimizer.
     """
 
     grad: Tensor
@@ -33,6 +35,8 @@ class RefreshRequest:
     seed: int = 0
     step: int = 0
     param: int = 0
+    refreshes: int = 0
+    peers: tuple[tuple[int, int], ...] = ()
 
     @property
     def dim(self) -> int:
@@ -45,22 +49,29 @@ class RefreshRequest:
         return {"seed": self.seed, "step": self.step, "param": self.param}
 
 
-@dataclass(frozen=True)
-class EveryT:
-    """Refresh when ``step % gap == 0``, counted from 0 (GaLore)."""
+class _Schedule:
+    """What most schedules leave alone."""
 
-    needs_prev = False
+    needs_prev: ClassVar[bool] = False
+
+    def observe(self, state: dict[str, Any], new: Tensor, prev: Tensor | None) -> None:
+        """Called after each refresh with both bases."""
+
+    def watch(self, state: dict[str, Any], r: Tensor) -> None:
+        """Called at each step with the gradient in the subspace, before the rule changes it."""
+
+
+@dataclass(frozen=True)
+class EveryT(_Schedule):
+    """Refresh when ``step % gap == 0``, counted from 0 (GaLore)."""
 
     def due(self, state: dict[str, Any], step: int) -> bool:
         """Whether the basis is renewed before the update with this 0-based step."""
         return step % int(state["gap"]) == 0
 
-    def observe(self, state: dict[str, Any], new: Tensor, prev: Tensor | None) -> None:
-        """Called after each refresh with both bases."""
-
 
 @dataclass(frozen=True)
-class LazyDoubling:
+class LazyDoubling(_Schedule):
     """Q-GaLore's layer-adaptive schedule (Zhang et al. 2024, section 3.3): a matrix whose subspace hardly moves over
     ``queue`` refreshes in a row has its gap multiplied by ``gamma``.
 
@@ -74,7 +85,7 @@ class LazyDoubling:
     queue: int = 5
     compat: bool = False
 
-    needs_prev = True
+    needs_prev: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not -1.0 <= self.threshold <= 1.0:
@@ -108,4 +119,44 @@ class LazyDoubling:
         state["overlaps"] = seen
 
 
-Refresh: TypeAlias = "EveryT | LazyDoubling"
+@dataclass(frozen=True)
+class Displacement(_Schedule):
+    """Refresh when the gradient has stopped moving within the subspace, after Lotus (arXiv 2602.01233): with R the gradient in the
+    subspace and t the steps since the refresh, at every ``gap``-th of them ::
+
+        | R_t / |R_t| - R_1 / |R_1| | / t <= threshold
+
+    makes the next step start with a refresh. Gradients that keep their direction are displaced little; independent ones by
+    sqrt(2), so that no subspace outlives ``sqrt(2) / threshold`` steps by more than a gap. ``R_1 / |R_1|`` is kept in bf16, half
+    the bytes of a moment. (The criterion is the abstract's; threshold and gap are ours.)
+
+    Attributes:
+        threshold: displacement a step, >= 0; 0 for one basis for ever.
+    """
+
+    threshold: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.threshold < float("inf"):
+            raise LowtideValueError(f"threshold must be a finite number >= 0, got {self.threshold!r}")
+
+    def due(self, state: dict[str, Any], step: int) -> bool:
+        """Whether the basis is renewed before the update with this 0-based step."""
+        return "refreshed" not in state or bool(state.get("displaced", 0))
+
+    def watch(self, state: dict[str, Any], r: Tensor) -> None:
+        """Measure the displacement."""
+        size = r.norm()
+        if not bool(torch.isfinite(size)):
+            return
+        unit = r / size.clamp_min(torch.finfo(torch.float32).tiny)  # a zero gradient stays zero
+        since = int(state["step"]) - int(state["refreshed"])
+        if state.get("referred") != state["refreshes"]:
+            state["referred"], state["displaced"] = state["refreshes"], 0
+            state["reference"] = unit.to(torch.bfloat16)
+        elif since % int(state["gap"]) == 0:
+            moved = float((unit - state["reference"]).norm()) / since
+            state["displaced"] = int(moved <= self.threshold)
+
+
+Refresh: TypeAlias = "EveryT | LazyDoubling | Displacement"

@@ -27,7 +27,8 @@ class Subspace(Protocol):
         needs_prev: whether :meth:`find` looks at the (dense) basis in use.
         needs_gradient: whether the values of the gradient matter, or only its shape.
         needs_mean: whether :meth:`find` looks at the first moment (bias-corrected, at full size).
-        kind: ``"dense"``, ``"indices"`` or ``"seed"``: what is kept.
+        varies: whether :meth:`keep` may change the rank in the state, and with it the shape of the moments.
+        kind: ``"dense"``, ``"indices"``, ``"seed"`` or ``"block"``: what is kept.
     """
 
     @property
@@ -35,6 +36,7 @@ class Subspace(Protocol):
 
     needs_gradient: ClassVar[bool]
     needs_mean: ClassVar[bool]
+    varies: ClassVar[bool]
     kind: ClassVar[str]
 
     def find(self, request: RefreshRequest) -> Tensor | None:
@@ -57,6 +59,7 @@ class _FromGradient:
 
     needs_gradient: ClassVar[bool] = True
     needs_mean: ClassVar[bool] = False
+    varies: ClassVar[bool] = False
 
     @property
     def needs_prev(self) -> bool:
@@ -316,3 +319,40 @@ class TopIndices(_Indices):
         energy = channel_energy(request.grad, "left" if request.side == "right" else "right")
         best = torch.argsort(energy, descending=True, stable=True)[: request.rank]
         return best.sort().values.to(torch.int32)
+
+
+@dataclass(frozen=True)
+class SampledIndices(_Indices):
+    """Columns (right) or rows (left) drawn with probabilities ``q_i ~ |G_i|^2`` and weighted by ``1 / sqrt(r q_i)``: GRASS's sampled
+    selection (Muhamed et al., EMNLP 2024, arXiv 2406.17660, section 3.1). None is drawn twice (exponential keys; Efraimidis and
+    Spirakis 2006), so a weight is at most what makes the projection unbiased with replacement, and 1 where ``r q_i >= 1``.
+    """
+
+    def find(self, request: RefreshRequest) -> Tensor:
+        """int32, ascending."""
+        from lowtide import random
+
+        q = _shares(request)
+        z = random.sample((2, request.dim), slot=1, like="torch", **request.address)
+        keys = z.square().sum(0) / q  # twice an exponential number, over q
+        return torch.argsort(keys, stable=True)[: request.rank].sort().values.to(torch.int32)
+
+    def keep(
+        self, state: dict[str, Any], found: Tensor | None, request: RefreshRequest, store: BasisStore
+    ) -> None:
+        """See :class:`Subspace`."""
+        assert found is not None
+        state["basis.indices"] = found
+        chance = (_shares(request)[found.long()] * found.numel()).clamp(max=1.0)
+        state["basis.weights"] = torch.where(chance > 0, chance.rsqrt(), 1.0)
+
+    def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
+        """See :class:`Subspace`."""
+        return IndexBasis(state["basis.indices"], state["dim"], state["side"], state["basis.weights"])
+
+
+def _shares(request: RefreshRequest) -> Tensor:
+    """Each column's (right) or row's (left) share of the gradient's energy."""
+    energy = channel_energy(request.grad, "left" if request.side == "right" else "right")
+    whole = energy.sum()
+    return energy / whole if float(whole) > 0 else torch.full_like(energy, 1.0 / energy.numel())

@@ -21,11 +21,13 @@ class Change:
     Attributes:
         matrix: called for ``B_new B_oldᵀ`` (r x r), where bases are matrices.
         old, new: indices (int32, ascending), where they are indices; else None.
+        carry: takes coordinates in the old basis to the new one by way of the full size, ``down_new(up_old(r))``.
     """
 
     matrix: Callable[[], Tensor]
     old: Tensor | None = None
     new: Tensor | None = None
+    carry: Callable[[Tensor], Tensor] | None = None
 
 
 def overlap(new: Tensor | None, prev: Tensor | None) -> Tensor:
@@ -79,6 +81,21 @@ class Reset:
             if name in state:
                 state[name].zero_()
         state["moment_step"] = 0
+
+
+@dataclass(frozen=True)
+class Reproject:
+    """Carry the first moment over, ``m = down_new(up_old(m))``: ``M A_old A_newᵀ`` of Flora (Hao et al., ICML 2024, arXiv 2402.03293,
+    algorithm 2), for bases of any kind, also those that are only a seed. Other moments stay as they are."""
+
+    needs_fp32: ClassVar[bool] = True
+    needs_prev: ClassVar[bool] = False
+
+    def switch(self, state: dict[str, Any], rule: Rule, store: StateStore, change: Change) -> None:
+        """See :class:`Transport`."""
+        name = rule.moments[0][0]
+        assert change.carry is not None
+        state[name] = change.carry(state[name])
 
 
 @dataclass(frozen=True)

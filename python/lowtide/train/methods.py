@@ -69,6 +69,10 @@ METHODS: Mapping[str, Method] = {
         "DCTAdamW", "AdamW on the largest cosines of each gradient, with 8-bit error feedback",
         lr=1e-4, low_rank=True, in_backward=True, scale=1.0,
     ),
+    "subtrack": Method(
+        "SubTrack", "AdamW in a subspace that turns with the gradient, and Fira's residual",
+        lr=1e-4, low_rank=True, in_backward=True, scale=1.0,
+    ),
     "grass": Method("GRASSAdamW", "AdamW on the rows of largest norm", lr=1e-4, low_rank=True, in_backward=True),
     "gradnormlorp": Method(
         "GradNormLoRP", "AdamW on row magnitudes, and on directions in a low-rank subspace",

@@ -18,6 +18,7 @@ from lowtide.optim.presets.full_rank import (
 )
 from lowtide.optim.presets.galore import GaLoreAdamW, GaLoreAdamW8bit, QGaLoreAdamW
 from lowtide.optim.presets.residual import APOLLO, FRUGAL, APOLLOMini, FiraAdamW
+from lowtide.optim.presets.tracking import Flora, GoLoreAdamW, LotusAdamW, SubTrack
 from lowtide.optim.presets.weight_norm import GradNormLoRP
 
 __all__ = [
@@ -35,14 +36,18 @@ __all__ = [
     "AdamW8bit",
     "DCTAdamW",
     "FiraAdamW",
+    "Flora",
     "GRASSAdamW",
     "GaLoreAdafactor",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
+    "GoLoreAdamW",
     "GradNormLoRP",
     "LDAdam",
     "Lion",
     "Lion8bit",
+    "LotusAdamW",
     "QGaLoreAdamW",
     "SGD8bit",
+    "SubTrack",
 ]

@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+from lowtide.errors import LowtideValueError
 from lowtide.optim.engine import Composed
 from lowtide.optim.presets.common import Betas
 from lowtide.optim.refresh import EveryT
 from lowtide.optim.residuals import Drop, ErrorFeedback
 from lowtide.optim.rules import AdamRule
-from lowtide.optim.subspaces import Cosines, PowerQR, TopIndices
+from lowtide.optim.subspaces import Cosines, PowerQR, SampledIndices, TopIndices
 from lowtide.optim.transports import Reset, Rotate
 
 
@@ -81,25 +82,29 @@ class DCTAdamW(Composed):
 
 
 class GRASSAdamW(Composed):
-    """GRASS with Top-r selection (Muhamed et al., EMNLP 2024, arXiv 2406.17660): Adam on the rows (columns of tall matrices)
-    of largest norm, with fresh moments after each choice. A gather and a scatter, no product.
+    """GRASS (Muhamed et al., EMNLP 2024, arXiv 2406.17660): Adam on a choice of rows (columns of tall matrices), with fresh moments
+    after each choice. A gather and a scatter, no product.
 
     Args:
         params: groups from :func:`lowtide.optim.param_groups`; ``scale`` is 1 unless given.
         lr, betas, eps, weight_decay: as in torch.
+        selection: ``"top"``: rows of largest norm; ``"sampled"``: drawn by their energy and weighted
+            (:class:`~lowtide.optim.SampledIndices`).
         **common: ``seed``, ``nonfinite``, ``stochastic`` of :class:`~lowtide.optim.Composed`.
     """
 
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-3, betas: Betas = (0.9, 0.999), eps: float = 1e-8,
-        weight_decay: float = 0.0, **common: Any,
+        weight_decay: float = 0.0, *, selection: str = "top", **common: Any,
     ) -> None:  # fmt: skip
+        if selection not in ("top", "sampled"):
+            raise LowtideValueError(f"selection must be 'top' or 'sampled', got {selection!r}")
         super().__init__(
             params,
             lr,
             rule=AdamRule(betas, eps),
             weight_decay=weight_decay,
-            subspace=TopIndices(),
+            subspace=TopIndices() if selection == "top" else SampledIndices(),
             refresh=EveryT(),
             transport=Reset(),
             **common,

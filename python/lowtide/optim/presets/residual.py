@@ -21,6 +21,7 @@ from lowtide.optim.subspaces import (
     RandomRademacher,
     Subspace,
 )
+from lowtide.optim.subspaces_blocks import Blocks
 from lowtide.optim.transports import Reset, Stale
 
 
@@ -77,7 +78,10 @@ class FRUGAL(Composed):
         lr, betas, eps, weight_decay: as in torch.
         subspace: ``"indices"``: random columns or rows of the shorter side, no products; ``"random"``: random
             orthonormal; ``"hadamard"``: random orthonormal by a fast transform, nothing stored but a seed; ``"svd"``: GaLore's,
-            randomized.
+            randomized; ``"blocks"``: whole matrices take turns (:class:`~lowtide.optim.Blocks`), the default of the paper's code.
+        density: with ``"blocks"``: the share of elements that AdamW trains at a time, in [0, 1]; ``rank`` is not looked at then.
+            0: signSGD on all low-rank matrices, which then have no states.
+        block_order: with ``"blocks"``: ``"random"``, ``"ascending"``, ``"descending"`` or ``"mirror"``.
         residual: ``"sign"`` or ``"sgd"``.
         residual_lr_scale: learning rate outside of the subspace as a multiple of the one inside, >= 0.
         **common: ``seed``, ``nonfinite``, ``stochastic`` of :class:`~lowtide.optim.Composed`. A matrix whose gradient holds inf or
@@ -87,13 +91,14 @@ class FRUGAL(Composed):
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-3, betas: Betas = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 1e-2, *, subspace: str = "indices", residual: str = "sign",
-        residual_lr_scale: float = 1.0, **common: Any,
+        residual_lr_scale: float = 1.0, density: float = 0.25, block_order: str = "random", **common: Any,
     ) -> None:  # fmt: skip
         kinds: dict[str, Subspace] = {
             "indices": RandomIndices(),
             "random": RandomOrthonormal(),
             "hadamard": RandomHadamard(),
             "svd": svd_of("randomized"),
+            "blocks": Blocks(density, block_order),
         }
         if subspace not in kinds:
             raise LowtideValueError(f"subspace must be one of {', '.join(kinds)}, got {subspace!r}")
