@@ -2,7 +2,7 @@
 // The same bits as apply_update_ref.cc. Bound by memory; stochastic rounding adds one Philox call
 // of 16 lanes for each 128 elements.
 #include "optim/apply_update_table.h"
-#include "optim/weight_store_simd.h"
+#include "optim/update_block_simd.h"
 
 #define LT_CAT_(a, b) a##b
 #define LT_CAT(a, b) LT_CAT_(a, b)
@@ -10,17 +10,7 @@
 namespace lowtide::optim {
 namespace {
 
-constexpr int kBlock = static_cast<int>(kUpdateBlock);
-static_assert(kBlock == kWeightBlock);
-
-template <class Store>
-LT_SIMD void update_block(typename Store::Element* p, const float* u, const UpdateRule& rule,
-                          const Store& target) {
-  for (int i = 0; i < kBlock; i += kLanes) {
-    const vf32 weight = Store::load(p, i) * rule.decay_before + rule.alpha * load<vf32>(u + i);
-    target.store(p, i, weight * rule.decay_after);
-  }
-}
+constexpr int kBlock = kWeightBlock;
 
 template <class Store>
 void update_blocks(const UpdateTensor& t, int64_t begin, int64_t end, const UpdateRule& rule,
@@ -32,12 +22,9 @@ void update_blocks(const UpdateTensor& t, int64_t begin, int64_t end, const Upda
     if (n >= kBlock) {
       update_block(p + at, t.u + at, rule, target);
     } else {
-      typename Store::Element part_p[kBlock] = {};
-      float part_u[kBlock] = {};
-      __builtin_memcpy(part_p, p + at, static_cast<size_t>(n) * sizeof *p);
-      __builtin_memcpy(part_u, t.u + at, static_cast<size_t>(n) * sizeof *part_u);
-      update_block(part_p, part_u, rule, target);
-      __builtin_memcpy(p + at, part_p, static_cast<size_t>(n) * sizeof *p);
+      float part[kBlock] = {};
+      __builtin_memcpy(part, t.u + at, static_cast<size_t>(n) * sizeof *part);
+      update_last_block(p + at, part, n, rule, target);
     }
   }
 }

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "bindings.h"
 #include "optim/apply_update.h"
+#include "optim/channel_energy.h"
 #include "optim/fused_step.h"
 
 namespace lowtide::bind {
@@ -202,6 +203,18 @@ void bind_optim(py::module_& m) {
       py::arg("ps").noconvert(), py::arg("us").noconvert(), py::arg("alpha"),
       py::arg("decay_before"), py::arg("decay_after"), py::arg("stochastic"), py::arg("seed"),
       py::arg("step"), py::arg("params"));
+  m.def(
+      "channel_energy",
+      [](const Array<float>& x, bool columns) {
+        check(x.ndim() == 2, "x", "have two dimensions");
+        Array<double> energy(x.shape(columns ? 1 : 0));
+        double* to = energy.mutable_data();
+        py::gil_scoped_release nogil;
+        optim::channel_energy(to, {x.data(), Dtype::f32, x.shape(0), x.shape(1)},
+                              columns ? optim::Channels::columns : optim::Channels::rows);
+        return energy;
+      },
+      py::arg("x").noconvert(), py::arg("columns"));
 }
 
 }  // namespace lowtide::bind

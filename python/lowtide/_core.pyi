@@ -21,6 +21,7 @@ __all__: list[str] = [
     "apply_update",
     "available_isas",
     "build_info",
+    "channel_energy",
     "dct_forward",
     "dct_inverse",
     "dct_power",
@@ -121,6 +122,9 @@ def build_info() -> dict[str, str]:
     Version, compiler and build type of this binary.
     """
 
+def channel_energy(
+    x: numpy.typing.NDArray[numpy.float32], columns: bool
+) -> numpy.typing.NDArray[numpy.float64]: ...
 def dct_forward(
     x: numpy.typing.NDArray[numpy.float32], index: numpy.typing.NDArray[numpy.int32] | None, columns: bool
 ) -> numpy.typing.NDArray[numpy.float32]: ...

@@ -26,6 +26,8 @@ from lowtide import _core
 
 torch.ops.lowtide._set_isa(_core.active_isa_id())
 
+from lowtide.ops.channels import channel_energy, ordered_sum  # noqa: E402
+from lowtide.ops.combine import combine_  # noqa: E402
 from lowtide.ops.dct import dct, dct_power, idct  # noqa: E402
 from lowtide.ops.factored import (  # noqa: E402
     adafactor_,
@@ -72,6 +74,8 @@ __all__ = [
     "adamw_",
     "apply_update_",
     "block_adam_",
+    "channel_energy",
+    "combine_",
     "dct",
     "dct_power",
     "dequantize_group",
@@ -85,6 +89,7 @@ __all__ = [
     "hadamard_back",
     "idct",
     "matmul",
+    "ordered_sum",
     "quantize_group",
     "quantize_group_list_",
     "quantize_map",

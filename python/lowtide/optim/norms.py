@@ -8,13 +8,10 @@ from torch import Tensor
 
 
 def channel_energy(x: Tensor, side: str) -> Tensor:
-    """Sums of squares by row (right) or column (left), fp32."""
+    """Sums of squares by row (right) or column (left), float64; finite unless ``x`` holds inf or NaN."""
     from lowtide import ops
 
-    squares = x.float().square() if x.dtype != torch.float32 else x.square()
-    if side == "right":
-        return ops.matmul(squares, torch.ones(x.shape[1], 1)).reshape(-1)
-    return ops.matmul(torch.ones(1, x.shape[0]), squares).reshape(-1)
+    return ops.channel_energy(x, dim=1 if side == "right" else 0)
 
 
 def dot(a: Tensor, b: Tensor) -> float:
@@ -30,7 +27,7 @@ def dot(a: Tensor, b: Tensor) -> float:
 
 
 def total(energy: Tensor) -> float:
-    """The sum of a vector."""
+    """The sum of a vector, in double."""
     from lowtide import ops
 
-    return float(ops.matmul(energy[None, :], torch.ones(energy.numel(), 1)))
+    return float(ops.ordered_sum(energy.double()))

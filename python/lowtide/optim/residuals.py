@@ -288,4 +288,5 @@ def _limit(state: dict[str, Any], norm: float, limiter: float) -> float:
 
 
 def _along(k: Tensor, side: str) -> Tensor:
+    k = k.float()
     return k[:, None] if side == "right" else k[None, :]

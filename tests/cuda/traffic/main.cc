@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "optim/apply_update_cuda.h"
+#include "optim/channel_energy_cuda.h"
+#include "optim/combine_cuda.h"
 #include "optim/fused_step_cuda.h"
 #include "quant/gemv_cuda.h"
 #include "quant/group_codec_cuda.h"
@@ -136,6 +138,17 @@ void steps() {
   ran("optim::apply_update", 12 * kN, optim::cuda::apply_update({u}, update, 1, 1, nullptr));
   u.weight_store = WeightStore::bf16_stochastic;
   ran("optim::apply_update", 8 * kN, optim::cuda::apply_update({u}, update, 1, 1, nullptr));
+
+  CombineMatrix c;
+  const float one = 1.0f;
+  c.rows = 64, c.cols = kN / 64, c.p = p, c.g = g, c.k = filled(1, one);
+  ran("optim::combine", 12 * kN, optim::cuda::combine(c, update, 1, 1, nullptr));
+  double* energy = filled(kN / 64, 0.0);
+  for (Channels channels : {Channels::rows, Channels::columns})
+    ran(channels == Channels::rows ? "optim::row_energy<float>" : "optim::column_energy<float>",
+        4 * kN,
+        optim::cuda::channel_energy(energy, {g, Dtype::f32, 64, kN / 64}, channels, nullptr,
+                                    nullptr));
 }
 
 }  // namespace
