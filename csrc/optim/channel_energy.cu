@@ -60,7 +60,15 @@ __global__ void __launch_bounds__(kColumnThreads)
 #pragma unroll
       for (int e = 0; e < 4; ++e) acc[e] = __dadd_rn(acc[e], square_d(v[e]));
     }
-    for (int e = 0; e < live; ++e) part[run * cols + j + e] = acc[e];
+    double* to = part + run * cols + j;
+    if (vectors && live == 4) {
+      __stwb(reinterpret_cast<double2*>(to), make_double2(acc[0], acc[1]));
+      __stwb(reinterpret_cast<double2*>(to) + 1, make_double2(acc[2], acc[3]));
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (e < live) to[e] = acc[e];
+    }
   }
 }
 
@@ -79,7 +87,8 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 int launch(double* energy, const T* x, int64_t rows, int64_t cols, Channels channels,
            double* scratch, cudaStream_t stream) {
-  const bool vectors = cols % 4 == 0 && aligned(x, 4 * sizeof(T));
+  const bool vectors =
+      cols % 4 == 0 && aligned(x, 4 * sizeof(T)) && aligned(energy, 16) && aligned(scratch, 16);
   if (channels == Channels::rows) {
     row_energy<T><<<blocks_for(rows, kThreads / kRowThreads), kThreads, 0, stream>>>(
         energy, x, rows, cols, vectors);

@@ -76,7 +76,7 @@ def combine_(
         shapes = {(1, 1): 0, (m, 1): 1, (1, n): 2}
         if tuple(k.shape) not in shapes:
             raise LowtideValueError(f"k must have shape (1, 1), {(m, 1)} or {(1, n)}, got {tuple(k.shape)}")
-        along = 0 if k.numel() == 1 else shapes[tuple(k.shape)]
+        along = 0 if k.numel() == 1 else shapes[(k.shape[0], k.shape[1])]
     chosen = 0
     if index is not None:
         if dim not in (0, 1):

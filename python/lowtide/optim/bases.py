@@ -22,6 +22,11 @@ class Basis(Protocol):
 
     reads_all: ClassVar[bool]
 
+    @property
+    def chosen(self) -> tuple[Tensor, int] | None:
+        """The columns (1) or rows (0) of the gradient that :meth:`down` takes as they are, or None: it mixes them."""
+        ...
+
     def down(self, grad: Tensor) -> Tensor:
         """The gradient in the subspace, fp32: m x r (right) or r x n (left)."""
         ...
@@ -43,6 +48,11 @@ class _Whole(ABC):
     """Bases whose every coordinate depends on the whole gradient."""
 
     reads_all: ClassVar[bool] = True
+
+    @property
+    def chosen(self) -> tuple[Tensor, int] | None:
+        """See :class:`Basis`."""
+        return None
 
     @abstractmethod
     def up(self, r: Tensor) -> Tensor:
@@ -153,6 +163,11 @@ class WholeBasis:
     side: str
 
     reads_all: ClassVar[bool] = False
+
+    @property
+    def chosen(self) -> tuple[Tensor, int] | None:
+        """See :class:`Basis`."""
+        return self.indices, self._axis
 
     def down(self, grad: Tensor) -> Tensor:
         """See :class:`Basis`: a copy of ``grad``, or a matrix without elements."""

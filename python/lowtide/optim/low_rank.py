@@ -14,6 +14,7 @@ from lowtide.optim.axes import Axes, State
 from lowtide.optim.refresh import RefreshRequest
 from lowtide.optim.residuals import Drop, LowRankStep
 from lowtide.optim.transports import Change, overlap
+from lowtide.optim.updates import Update
 
 
 def needs_projection_only(axes: Axes, p: Tensor) -> bool:
@@ -66,7 +67,7 @@ def step_low_rank(
     rule = axes.rule_of(group)
     r = basis.down(grad) if projected is None else projected
     axes.refresh.watch(state, r)
-    combined = axes.residual.update(
+    update = axes.residual.update(
         LowRankStep(
             grad,
             r,
@@ -79,31 +80,31 @@ def step_low_rank(
             lost,
         )
     )
-    if combined is None:
+    if update is None:
         axes.skipped.append(weight_store.nonfinite_blocks(grad))
         return
-    update, factor = combined
     relief = 1.0
     if constraint is not None:
-        update, relief = constraint.of_update(p, update, grad)
+        whole, relief = constraint.of_update(p, update.dense(*grad.shape), grad)
+        update = Update(whole, update.factor)
     before, after = axes.decays(group, relief)
     lr = rule.step_size(float(group["lr"]), state["step"], p)
-    alpha = -lr * factor
     if polar is not None and axes.parametrization is not None:
         axes.direction_(rule, [polar.radial], [axes.parametrization.moments(state)], state["step"])
         magnitude = (polar.norm * before).sub_(polar.radial, alpha=lr).clamp_min_(0.0).mul_(after)
-        update = axes.parametrization.join(polar, update, alpha, magnitude)
-        alpha, before, after = 1.0, 1.0, 1.0
-    weight_store.apply(
-        [p],
-        [update],
-        alpha=alpha,
+        whole = update.dense(*grad.shape)
+        update = Update(axes.parametrization.join(polar, whole, -lr * update.factor, magnitude), -1.0)
+        lr, before, after = 1.0, 1.0, 1.0
+    weight_store.combine(
+        p,
+        update,
+        lr=lr,
         before=before,
         after=after,
         stochastic=axes.stochastic,
         seed=axes.seed,
         step=state["step"],
-        param_ids=[param_id],
+        param_id=param_id,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from lowtide.errors import LowtideValueError
 from lowtide.optim.bases import Basis
 from lowtide.optim.norms import channel_energy, total
 from lowtide.optim.stores import BasisStore
+from lowtide.optim.updates import Update
 from lowtide.optim.weights import finite
 
 #: Guards quotients of norms, as in the codes of Fira and APOLLO.
@@ -63,9 +64,9 @@ class Residual(Protocol):
         """The gradient that this step works with."""
         ...
 
-    def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
-        """Call ``s.advance()`` and return (U, factor): the weight moves by ``-lr * factor * U``. None if G is not finite and
-        U would be spoilt by that: then nothing was called and the matrix is left alone."""
+    def update(self, s: LowRankStep) -> Update | None:
+        """Call ``s.advance()`` and return what the weight moves by. None if G is not finite and the update would be spoilt by
+        that: then nothing was called and the matrix is left alone."""
         ...
 
 
@@ -83,12 +84,12 @@ class _Memoryless:
 class Drop(_Memoryless):
     """Nothing (GaLore, Q-GaLore): ``U = up(N)``, factor ``scale``."""
 
-    def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
+    def update(self, s: LowRankStep) -> Update | None:
         """See :class:`Residual`."""
         if not s.basis.reads_all and not finite(s.grad):
             return None  # counted and said, although no harm would come of it
         s.advance()
-        return s.basis.up(s.r), s.scale
+        return _in_subspace(s)
 
 
 @dataclass(frozen=True)
@@ -114,18 +115,15 @@ class SignResidual(_Memoryless):
         if not 0.0 <= self.lr_scale < math.inf:
             raise LowtideValueError(f"lr_scale must be a finite number >= 0, got {self.lr_scale!r}")
 
-    def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
+    def update(self, s: LowRankStep) -> Update | None:
         """See :class:`Residual`."""
         if not finite(s.grad):
             return None
-        out = s.basis.rest(s.grad, s.r)
+        # Where columns are chosen nothing of them is left, and the update is that of the subspace alone.
+        rest = s.grad if s.basis.chosen else s.basis.rest(s.grad, s.r)
         s.advance()
-        if self.kind == "sign":
-            out.sign_()
-        if self.lr_scale != 1.0:
-            out *= self.lr_scale
-        s.basis.add_(out, s.r)
-        return out, s.scale
+        inside = _in_subspace(s)
+        return replace(inside, grad=rest, k=torch.full((1, 1), self.lr_scale), sign=self.kind == "sign")
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ class ScaledResidual(_Memoryless):
     def __post_init__(self) -> None:
         _check_limiter(self.limiter)
 
-    def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
+    def update(self, s: LowRankStep) -> Update | None:
         """See :class:`Residual`."""
         energy = channel_energy(s.grad, s.side)
         if not finite(energy):
@@ -167,11 +165,10 @@ class ScaledResidual(_Memoryless):
         norm = math.sqrt(total(k * k * missed))
         c = _limit(s.state, norm / s.correction if self.compat else norm, self.limiter)
         k = _along(k * c, s.side)
-        out = s.grad * k if s.grad.dtype == torch.float32 else s.grad.float().mul_(k)
         r *= k
         r = s.r - r
-        s.basis.add_(out, r.mul_(inner) if inner != 1.0 else r)
-        return out, (1.0 if self.compat else s.scale)
+        u = s.basis.up(r.mul_(inner) if inner != 1.0 else r)
+        return Update(u, 1.0 if self.compat else s.scale, s.grad, k)
 
 
 @dataclass(frozen=True)
@@ -200,7 +197,7 @@ class ScaledGradient(_Memoryless):
         if self.limiter is not None:
             _check_limiter(self.limiter)
 
-    def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
+    def update(self, s: LowRankStep) -> Update | None:
         """See :class:`Residual`."""
         energy = channel_energy(s.grad, s.side)
         if not finite(energy):
@@ -211,10 +208,13 @@ class ScaledGradient(_Memoryless):
         if self.per == "tensor":
             k = math.sqrt(total(after)) / (math.sqrt(total(before)) + _TINY)
             norm = k * math.sqrt(total(energy))
-            return s.grad.float(), math.sqrt(s.scale) * k * self._limit(s, norm)
+            return self._scaled(s, torch.ones(1, 1), k, norm)
         ks = after.sqrt() / (before.sqrt() + _TINY)
         norm = math.sqrt(total(ks * ks * energy))
-        return s.grad * _along(ks, s.side), math.sqrt(s.scale) * self._limit(s, norm)
+        return self._scaled(s, _along(ks, s.side), 1.0, norm)
+
+    def _scaled(self, s: LowRankStep, k: Tensor, factor: float, norm: float) -> Update:
+        return Update(None, math.sqrt(s.scale) * factor * self._limit(s, norm), s.grad, k)
 
     def _limit(self, s: LowRankStep, norm: float) -> float:
         if self.limiter is None:
@@ -251,7 +251,7 @@ class ErrorFeedback:
         error = self._store().dense(state, "error")
         return grad if error is None else error + grad
 
-    def update(self, s: LowRankStep) -> tuple[Tensor, float] | None:
+    def update(self, s: LowRankStep) -> Update | None:
         """See :class:`Residual`."""
         if not finite(s.grad):
             return None
@@ -260,7 +260,7 @@ class ErrorFeedback:
             error += s.lost
         self._store().save(s.state, error, "error")
         s.advance()
-        return s.basis.up(s.r), s.scale
+        return _in_subspace(s)
 
     def _store(self) -> BasisStore:
         if self.store not in ("fp32", "bf16", "int8", "int4"):
@@ -268,6 +268,14 @@ class ErrorFeedback:
                 f"error_feedback must be 'fp32', 'bf16', 'int8' or 'int4', got {self.store!r}"
             )
         return BasisStore(self.store)
+
+
+def _in_subspace(s: LowRankStep) -> Update:
+    """What the direction N moves."""
+    if s.basis.chosen is None:
+        return Update(s.basis.up(s.r), s.scale)
+    index, dim = s.basis.chosen
+    return Update(s.r, s.scale, index=index, dim=dim)
 
 
 def _check_limiter(limiter: float) -> None:

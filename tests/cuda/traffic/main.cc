@@ -146,7 +146,7 @@ void steps() {
   double* energy = filled(kN / 64, 0.0);
   for (Channels channels : {Channels::rows, Channels::columns})
     ran(channels == Channels::rows ? "optim::row_energy<float>" : "optim::column_energy<float>",
-        4 * kN,
+        4 * kN + 8 * (channels == Channels::rows ? 64 : kN / 64),
         optim::cuda::channel_energy(energy, {g, Dtype::f32, 64, kN / 64}, channels, nullptr,
                                     nullptr));
 }
