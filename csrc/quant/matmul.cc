@@ -11,6 +11,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "base/parallel.h"
@@ -21,6 +22,8 @@ namespace {
 
 // Blocks of columns are whole panels on every ISA.
 constexpr int64_t kColUnit = 32;
+// Elements of a product with a vector that stay together.
+constexpr int64_t kVectorUnit = 64;
 
 constexpr auto kTables = LT_TABLES(MatmulTable, matmul);
 
@@ -108,6 +111,29 @@ void multiply_strip(const MatmulTable& table, const Product& p, bool by_rows, in
   }
 }
 
+// One operand is a vector, the other dense: nothing is worth packing. False if that is not so.
+bool multiply_vector(const MatmulTable& table, const Product& p) {
+  const bool row = p.rows == 1;  // of C: op(a) is the vector
+  if (!row && p.cols != 1) return false;
+  const Operand& m = row ? p.b : p.a;
+  const Operand& v = row ? p.a : p.b;
+  const auto plain = [](const Operand& o) {
+    return o.store == Store::f32 || o.store == Store::bf16;
+  };
+  if (!plain(m) || !plain(v)) return false;
+  std::vector<float> x(static_cast<size_t>(p.depth));
+  const bool down_v = row ? p.ta : !p.tb;  // its elements lie one a row
+  for (int64_t k = 0; k < p.depth; ++k)
+    x[static_cast<size_t>(k)] = down_v ? operand_at(v, k, 0) : operand_at(v, 0, k);
+  const VectorProduct product{m, row ? !p.tb : p.ta, x.data(), p.depth, p.c};
+  const int64_t n = p.rows * p.cols, units = (n + kVectorUnit - 1) / kVectorUnit;
+  parallel_for(units, 1 + (int64_t{1} << 17) / (kVectorUnit * p.depth + 1),
+               [&](int64_t begin, int64_t end) {
+                 table.vector(product, begin * kVectorUnit, std::min(n, end * kVectorUnit));
+               });
+  return true;
+}
+
 }  // namespace
 
 void matmul(float* c, const Operand& a, bool ta, const Operand& b, bool tb) {
@@ -128,6 +154,7 @@ void matmul(float* c, const Operand& a, bool ta, const Operand& b, bool tb) {
     return;
   }
   const auto& table = kTables.get();
+  if (multiply_vector(table, p)) return;
   const bool by_rows = p.rows >= p.cols;
   const int64_t side = by_rows ? p.rows : p.cols, other = by_rows ? p.cols : p.rows;
   // At least two units a range, and enough work to pay for waking a thread (~10 us).

@@ -15,8 +15,17 @@ void multiply_ref(const Product& p, const Block& b, const float*, const float*) 
     }
 }
 
+void vector_ref(const VectorProduct& p, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    float acc = 0;
+    for (int64_t k = 0; k < p.depth; ++k)
+      acc = fma_rn(p.down ? operand_at(p.m, k, i) : operand_at(p.m, i, k), p.x[k], acc);
+    p.y[i] = acc;
+  }
+}
+
 }  // namespace
 
-const MatmulTable matmul_scalar = {pack_nothing, pack_nothing, multiply_ref};
+const MatmulTable matmul_scalar = {pack_nothing, pack_nothing, multiply_ref, vector_ref};
 
 }  // namespace lowtide::quant

@@ -5,6 +5,7 @@
 // AVX-512). A is packed as plain rows with a constant stride, so its addresses are displacements
 // and packing it is a copy; only transposed operands go through register transposes.
 #include "quant/matmul_pack.h"
+#include "quant/matmul_vector_simd.h"
 
 #define LT_CAT_(a, b) a##b
 #define LT_CAT(a, b) LT_CAT_(a, b)
@@ -123,6 +124,6 @@ void multiply_simd(const Product& p, const Block& b, const float* a, const float
 }  // namespace
 
 extern const MatmulTable LT_CAT(matmul_, LT_ISA);
-const MatmulTable LT_CAT(matmul_, LT_ISA) = {pack_a_simd, pack_b_simd, multiply_simd};
+const MatmulTable LT_CAT(matmul_, LT_ISA) = {pack_a_simd, pack_b_simd, multiply_simd, vector_simd};
 
 }  // namespace lowtide::quant

@@ -31,6 +31,15 @@ struct Block {
   int64_t i0, rows, j0, cols, k0, depth;
 };
 
+// y = M x or M' x for a dense matrix (f32, bf16).
+struct VectorProduct {
+  Operand m;
+  bool down;  // k runs down the rows of m (M'), not along them
+  const float* x;
+  int64_t depth;
+  float* y;
+};
+
 struct MatmulTable {
   // Rows [i0, i0 + rows) x [k0, k0 + depth) of op(A), row-major with stride kDepthStride.
   void (*pack_a)(const Product& p, const Block& b, float* packed);
@@ -38,6 +47,8 @@ struct MatmulTable {
   void (*pack_b)(const Product& p, const Block& b, float* packed);
   // Continues (k0 > 0) or starts the chains of a block of C.
   void (*multiply)(const Product& p, const Block& b, const float* a, const float* bp);
+  // Elements [begin, end) of y.
+  void (*vector)(const VectorProduct& p, int64_t begin, int64_t end);
 };
 
 LT_DECLARE_TABLES(MatmulTable, matmul);

@@ -127,6 +127,19 @@ TEST(Matmul, BlocksAreResumedExactly) {
   expect_same(540, 541, 2, f, true, q8, false);
 }
 
+// Dense operands of which one is a vector take a way of their own.
+TEST(Matmul, DenseProductsWithAVector) {
+  const Kind kinds[] = {{Store::f32, false}, {Store::bf16, false}};
+  for (const Kind& ka : kinds)
+    for (const Kind& kb : kinds)
+      for (int t = 0; t < 4; ++t)
+        for (int64_t n : {1, 2, 15, 17, 63, 65, 200, 2100})
+          for (int64_t k : {1, 7, 8, 33, 100}) {
+            expect_same(1, n, k, ka, t & 1, kb, t & 2, 3);
+            expect_same(n, 1, k, ka, t & 1, kb, t & 2, 3);
+          }
+}
+
 // A narrow side is held over 32 depths at a time.
 TEST(Matmul, NarrowProductsOfGreatDepth) {
   const Kind f{Store::f32, false}, q8{Store::int8, false}, q4{Store::int4, true};
