@@ -63,7 +63,7 @@ class WeightNorm:
         """Gradients of magnitudes and directions, from the gradient of the weight (m x n)."""
         w = weight_store.dense(p).reshape(grad.shape)
         g = grad.float()
-        norm = channel_energy(w, "right").sqrt_()
+        norm = channel_energy(w, "right").sqrt_().float()
         safe = torch.where(norm > 0, norm, 1.0)
         radial = _row_sums(g * w) / safe
         return Polar(w, norm, radial, torch.addcmul(g, w, (radial / safe)[:, None], value=-1.0))
@@ -71,7 +71,7 @@ class WeightNorm:
     def join(self, polar: Polar, update: Tensor, alpha: float, magnitude: Tensor) -> Tensor:
         """What to add to the weight: its directions move by ``alpha * update`` (m x n), its magnitudes to ``magnitude`` (m)."""
         v = torch.add(polar.weight, update, alpha=alpha)
-        norm = channel_energy(v, "right").sqrt_()
+        norm = channel_energy(v, "right").sqrt_().float()
         ratio = torch.where(norm > 0, magnitude / norm, 1.0)
         ratio = torch.where(polar.norm > 0, ratio, 1.0)
         return v.mul_(ratio[:, None]).sub_(polar.weight)
