@@ -121,6 +121,11 @@ class IndexBasis:
 
     reads_all: ClassVar[bool] = False
 
+    @property
+    def chosen(self) -> tuple[Tensor, int] | None:
+        """See :class:`Basis`: with weights they are not taken as they are."""
+        return (self.indices, self._axis) if self.weights is None else None
+
     def down(self, grad: Tensor) -> Tensor:
         """See :class:`Basis`."""
         return self._weighted(grad.index_select(self._axis, self.indices).float().contiguous())
@@ -166,8 +171,8 @@ class WholeBasis:
 
     @property
     def chosen(self) -> tuple[Tensor, int] | None:
-        """See :class:`Basis`."""
-        return self.indices, self._axis
+        """See :class:`Basis`: what is inactive chooses nothing."""
+        return None if self.active else (torch.empty(0, dtype=torch.int32), 1 if self.side == "right" else 0)
 
     def down(self, grad: Tensor) -> Tensor:
         """See :class:`Basis`: a copy of ``grad``, or a matrix without elements."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowtide.errors import LowtideValueError
 from lowtide.optim.bases import Basis, CosineBasis, DenseBasis, IndexBasis, SeededBasis
-from lowtide.optim.norms import channel_energy
+from lowtide.optim.norms import channel_energy, total
 from lowtide.optim.refresh import RefreshRequest
 from lowtide.optim.stores import BasisStore
 
@@ -354,5 +354,5 @@ class SampledIndices(_Indices):
 def _shares(request: RefreshRequest) -> Tensor:
     """Each column's (right) or row's (left) share of the gradient's energy."""
     energy = channel_energy(request.grad, "left" if request.side == "right" else "right")
-    whole = energy.sum()
-    return energy / whole if float(whole) > 0 else torch.full_like(energy, 1.0 / energy.numel())
+    whole = total(energy)
+    return (energy / whole if whole > 0 else torch.full_like(energy, 1.0 / energy.numel())).float()
