@@ -53,12 +53,28 @@ def test_table_of_all_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(method in out for method in METHODS)
 
 
+def test_fit_proposes_settings_or_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory", "llama-1b", "--fit", "12GB", "--batch", "4", "--seq", "512", "--json"]) == 0
+    proposals = json.loads(capsys.readouterr().out)
+    assert all(p["fits"] and p["bytes"]["total"] <= 0.9 * 12e9 for p in proposals)
+    assert main(["memory", "llama-1b", "--fit", "11.2GiB", "--batch", "4", "--seq", "512"]) == 0
+    out = capsys.readouterr().out
+    assert all(p["method"] in out and p["why"] in out for p in proposals)
+    assert main(["memory", "llama-7b", "--fit", "4GB"]) == 1
+    err = capsys.readouterr()
+    assert "nearest misses by" in err.err
+    assert "apollo-mini" in err.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["nowhere"], "cannot read"),
         (["llama-7b", "--rank", "0"], "rank"),
         (["/dev/null"], "cannot read"),
+        (["llama-7b", "--method", "magic"], "method must be one of"),
+        (["llama-60m", "--fit", "1GB", "--batch", "-1"], "batch"),
+        (["llama-60m", "--activations", "full"], "batch"),
     ],
 )
 def test_bad_input(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,21 @@ def test_within_five_percent(model: str, rank: int, method: str) -> None:
     assert min(abs(got / unit / want - 1) for unit in (2**30, 1e9)) < 0.05
 
 
+@pytest.mark.parametrize(("method", "want"), [("adamw8bit", 26), ("galore8bit", 18), ("qgalore", 15)])
+def test_seven_billion_within_five_percent(method: str, want: float) -> None:
+    """Rank 1024: table 3 of GaLore, table 2 of Q-GaLore."""
+    got = lt.optim.memory("llama-7b", method, rank=1024, convention="paper").total
+    assert min(abs(got / unit / want - 1) for unit in (2**30, 1e9)) < 0.05
+
+
+def test_galore_saves_what_it_says_at_seven_billion() -> None:
+    """65.5 % of AdamW's optimizer memory, rank 1024."""
+    adamw, galore = (
+        lt.optim.memory("llama-7b", m, rank=1024, convention="paper") for m in ("adamw", "galore")
+    )
+    assert (galore.states + galore.basis) / (adamw.states + adamw.basis) == pytest.approx(1 - 0.655, rel=0.05)
+
+
 def test_binary_units_explain_the_middle_rows() -> None:
     for model, rank in [("llama-130m", 256), ("llama-350m", 256)]:
         for method, want in TABLE[model, rank].items():

@@ -21,6 +21,7 @@ try:
 except ImportError as error:
     raise LowtideImportError("lowtide.optim needs torch: pip install 'lowtide[torch]'") from error
 
+from lowtide.optim.budget import Proposal, fit
 from lowtide.optim.constraints import Constraint, NullSpace, Perpendicular, Projection
 from lowtide.optim.convert import from_bitsandbytes, from_torchao, to_bitsandbytes, to_torchao
 from lowtide.optim.engine import Composed
@@ -139,6 +140,7 @@ __all__ = [
     "Perpendicular",
     "PowerQR",
     "Projection",
+    "Proposal",
     "QGaLoreAdamW",
     "RandomGaussian",
     "RandomHadamard",
@@ -167,6 +169,7 @@ __all__ = [
     "TopIndices",
     "Transport",
     "WeightNorm",
+    "fit",
     "from_bitsandbytes",
     "from_torchao",
     "head_groups",

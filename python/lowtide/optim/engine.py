@@ -102,6 +102,8 @@ class Composed(Optimizer):
             constraint,
             parametrization,
         )
+        #: Whether a subspace was chosen: groups with ``rank`` are what this method is for.
+        self._low_rank = subspace is not None
         self._nonfinite = nonfinite
         self._skipped_total = 0
         self._warned = False

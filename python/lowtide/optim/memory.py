@@ -1,76 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counting the bytes of training before anything is allocated."""
+"""Counting the bytes of training before anything is allocated: the optimizer lays out its states without memory behind them."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
-from lowtide.optim.groups import check_rank, rank_of
-from lowtide.optim.stores import StateStore
+from lowtide.optim.architectures import Llama, Weight, read
+from lowtide.optim.engine import Composed
+from lowtide.optim.groups import check_rank
+from lowtide.optim.residuals import Drop, ErrorFeedback
+from lowtide.optim.stores import BasisStore
+from lowtide.optim.subspaces import SampledIndices
 from lowtide.quant._format import group_count, row_bytes
 
-#: Full-rank methods: moments and how they are stored; the low-rank ones have two.
-_STATES = {
-    "adamw": (2, "fp32"), "adamw8bit": (2, "int8"), "adamw4bit": (2, "int4"),
-    "adabelief": (2, "fp32"), "adabelief8bit": (2, "int8"),
-    "lion": (1, "fp32"), "lion8bit": (1, "int8"), "sgd": (1, "fp32"), "sgd8bit": (1, "int8"),
-    "galore": (2, "fp32"), "galore8bit": (2, "int8"), "qgalore": (2, "int8"), "fira": (2, "fp32"),
-    "frugal": (2, "fp32"), "apollo": (2, "fp32"), "apollo-mini": (2, "fp32"), "ldadam": (2, "fp32"), "dct": (2, "fp32"),
-    "grass": (2, "fp32"), "gradnormlorp": (2, "fp32"), "subtrack": (2, "fp32"), "golore": (2, "fp32"),
-    "lotus": (2, "fp32"), "flora": (1, "fp32"),
-    "adafactor": (0, "fp32"), "galore-adafactor": (0, "fp32"), "adam-mini": (1, "fp32"), "adam-mini8bit": (1, "int8"),
+#: Short names, as of ``lowtide finetune``, of optimizers here. Every other optimizer of :mod:`lowtide.optim` goes by its own name.
+SHORT_NAMES = {
+    "adamw": "AdamW", "adamw8bit": "AdamW8bit", "adamw4bit": "AdamW4bit", "adabelief": "AdaBelief",
+    "adabelief8bit": "AdaBelief8bit", "lion": "Lion", "lion8bit": "Lion8bit", "sgd": "SGD", "sgd8bit": "SGD8bit",
+    "adafactor": "Adafactor", "galore-adafactor": "GaLoreAdafactor", "adam-mini": "AdamMini", "adam-mini8bit": "AdamMini8bit",
+    "galore": "GaLoreAdamW", "galore8bit": "GaLoreAdamW8bit", "qgalore": "QGaLoreAdamW", "fira": "FiraAdamW",
+    "frugal": "FRUGAL", "apollo": "APOLLO", "apollo-mini": "APOLLOMini", "ldadam": "LDAdam", "dct": "DCTAdamW",
+    "grass": "GRASSAdamW", "subtrack": "SubTrack", "golore": "GoLoreAdamW", "lotus": "LotusAdamW", "flora": "Flora",
+    "gradnormlorp": "GradNormLoRP",
 }  # fmt: skip
-#: Of which sides of a matrix a second moment is kept, in fp32 (Adam-mini without heads: fewer with them).
-_FACTORS = {
-    "adafactor": "both",
-    "galore-adafactor": "both",
-    "adam-mini": "rows",
-    "adam-mini8bit": "rows",
-    "flora": "both",
-}
-#: Low-rank methods and what they keep of a subspace.
-_BASES = {
-    "galore": "dense", "galore8bit": "dense", "qgalore": "int4", "fira": "dense", "frugal": "indices",
-    "apollo": "seed", "apollo-mini": "seed", "ldadam": "dense", "dct": "indices", "grass": "indices",
-    "galore-adafactor": "dense", "gradnormlorp": "dense", "subtrack": "dense", "golore": "dense", "lotus": "dense",
-    "flora": "seed",
-}  # fmt: skip
-#: Moments of the magnitude of each row.
-_MAGNITUDES = {"gradnormlorp": 2}
-#: Bits of the error that is fed back, by element of the weight.
-_ERRORS = {"ldadam": 32, "dct": 8}
-#: Bytes, by element of a moment, of the unit gradient that a schedule compares with.
-_REFERENCES = {"lotus": 2}
+METHODS = tuple(SHORT_NAMES)
+#: Arguments that a class cannot do without; bytes do not depend on them.
+_DEMANDED: dict[str, dict[str, Any]] = {"GoLoreAdamW": {"switch_step": 1}}
 #: What else the papers' figures seem to project, beside the linear weights of the layers (docs/training.md).
 _PAPER_PROJECTS = {
-    "galore": ("head",), "galore8bit": ("head",), "qgalore": ("head",),
-    "apollo": ("head", "embedding"), "apollo-mini": ("head", "embedding"),
+    "GaLoreAdamW": ("head",), "GaLoreAdamW8bit": ("head",), "QGaLoreAdamW": ("head",),
+    "APOLLO": ("head", "embedding"), "APOLLOMini": ("head", "embedding"),
 }  # fmt: skip
-METHODS = tuple(_STATES)
-GROUP = 256  # columns a scale of INT4/INT8 weights and bases serves
+GROUP = 256  # columns a scale of INT8 weights serves
+WEIGHTS = ("fp32", "bf16", "int8")
+GRADIENTS = ("all", "one", "accumulated")
+ACTIVATIONS = ("none", "full", "checkpointed")
 
-# The configurations of the GaLore paper (arXiv 2403.03507, table 5).
-_LLAMA = {
-    "llama-60m": (512, 1376, 8),
-    "llama-130m": (768, 2048, 12),
-    "llama-350m": (1024, 2736, 24),
-    "llama-1b": (2048, 5461, 24),
-    "llama-7b": (4096, 11008, 32),
-}
+Method: TypeAlias = "str | Callable[[Iterable[Any]], Composed]"
 
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes by kind; activations are not counted."""
+    """Bytes by kind; activations are 0 unless they were asked for."""
 
     method: str
     parameters: int
@@ -78,205 +56,238 @@ class MemoryReport:
     gradients: int
     states: int
     basis: int
+    activations: int = 0
 
     @property
     def total(self) -> int:
         """All kinds together."""
-        return self.weights + self.gradients + self.states + self.basis
+        return self.weights + self.gradients + self.states + self.basis + self.activations
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
-        return {
-            "method": self.method,
-            "parameters": self.parameters,
-            "weights": self.weights,
-            "gradients": self.gradients,
-            "states": self.states,
-            "basis": self.basis,
-            "total": self.total,
-        }
+        return {**asdict(self), "total": self.total}
 
 
-@dataclass(frozen=True)
-class _Param:
-    shape: tuple[int, ...]
-    low_rank: bool
-    role: str = ""  # "embedding", "head" (where it is not tied)
+def optimizers() -> dict[str, type[Composed]]:
+    """Every optimizer of :mod:`lowtide.optim` by the name of its class."""
+    import lowtide.optim
+
+    found = {name: getattr(lowtide.optim, name) for name in lowtide.optim.__all__}
+    return {
+        name: kind
+        for name, kind in found.items()
+        if isinstance(kind, type) and issubclass(kind, Composed) and kind is not Composed
+    }
+
+
+def factory(method: Any) -> tuple[str, Callable[[Iterable[Any]], Composed]]:
+    """The name of a method, and what makes its optimizer of groups. Errors: as :func:`memory`."""
+    known = optimizers()
+    if not isinstance(method, str) and not callable(method):
+        raise LowtideTypeError(
+            f"method must be a name or what makes an optimizer of groups, got {type(method).__name__}"
+        )
+    name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
+    kind = known.get(SHORT_NAMES.get(name, name)) if isinstance(method, str) else method
+    if kind is None:
+        others = sorted(set(known) - set(SHORT_NAMES.values()))
+        raise LowtideValueError(
+            f"method must be one of {', '.join([*METHODS, *others])} or an optimizer, got {method!r}"
+        )
+    return name, functools.partial(kind, **_DEMANDED.get(getattr(kind, "__name__", ""), {}))
+
+
+@dataclass
+class _Plan:
+    """States of one parameter as they would be allocated: (bytes, elements, whether packed codes) of each tensor."""
+
+    states: list[tuple[int, int, bool]]
+    basis: int = 0
+    projected: int = 0  # elements of the gradient within its subspace; 0 where there is none
+    paper_basis: int = 0
+
+
+class _Planner:
+    """An optimizer over tensors without memory."""
+
+    def __init__(self, make: Callable[[Iterable[Any]], Composed], rank: int | float) -> None:
+        self._opt = make([{"params": [nn.Parameter(torch.empty(1, device="meta"))]}])
+        if not isinstance(self._opt, Composed):
+            raise LowtideTypeError(
+                f"method must make an optimizer of lowtide.optim, got {type(self._opt).__name__}"
+            )
+        self._rank = rank
+        self._seen: dict[tuple[tuple[int, ...], bool], _Plan] = {}
+        self.low_rank = self._opt._low_rank
+        self.drops = isinstance(self._opt._axes.residual, Drop)
 
     @property
-    def numel(self) -> int:
-        n = 1
-        for d in self.shape:
-            n *= d
-        return n
+    def name(self) -> str:
+        """Of the class."""
+        return type(self._opt).__name__
 
+    def plan(self, weight: Weight, project: bool) -> _Plan:
+        """Of a parameter that is projected, if the method does such a thing."""
+        key = (weight.shape, project and self.low_rank)
+        if key not in self._seen:
+            self._seen[key] = self._plan(*key)
+        return self._seen[key]
 
-def _llama(hidden: int, inter: int, layers: int, vocab: int, kv: int, q: int, tied: bool) -> Iterator[_Param]:
-    yield _Param((vocab, hidden), False, "embedding")
-    if not tied:
-        yield _Param((vocab, hidden), False, "head")
-    yield _Param((hidden,), False)
-    for _ in range(layers):
-        yield _Param((q, hidden), True)
-        yield _Param((kv, hidden), True)
-        yield _Param((kv, hidden), True)
-        yield _Param((hidden, q), True)
-        yield _Param((inter, hidden), True)
-        yield _Param((inter, hidden), True)
-        yield _Param((hidden, inter), True)
-        yield _Param((hidden,), False)
-        yield _Param((hidden,), False)
-
-
-def _from_config(config: Mapping[str, Any]) -> list[_Param]:
-    try:
-        hidden, inter = int(config["hidden_size"]), int(config["intermediate_size"])
-        layers, vocab, heads = (
-            int(config["num_hidden_layers"]),
-            int(config["vocab_size"]),
-            int(config["num_attention_heads"]),
+    def _plan(self, shape: tuple[int, ...], project: bool) -> _Plan:
+        axes, state = self._opt._axes, dict[str, Any]()
+        p = nn.Parameter(torch.empty(shape, device="meta"))
+        self._opt.add_param_group({"params": [p], **({"rank": self._rank} if project else {})})
+        with torch.device("meta"):
+            axes.create_state(self._opt.param_groups[-1], p, state)
+        tensors = {
+            k: v for k, v in state.items() if isinstance(v, torch.Tensor) and not k.startswith("basis")
+        }
+        bits = {"int4": 4, "int8": 8}.get(axes.store.kind, 32)
+        plan = _Plan(
+            [
+                (v.nbytes, v.numel() * (8 // bits if v.dtype == torch.uint8 else 1), v.dtype == torch.uint8)
+                for k, v in tensors.items()
+                if not k.endswith(".absmax")
+            ]
         )
-    except KeyError as error:
-        raise LowtideValueError(
-            f"config has no {error.args[0]!r}: only LLaMA-like configs are known; pass the model itself instead"
-        ) from None
-    head = int(config.get("head_dim") or hidden // heads)
-    kv = int(config.get("num_key_value_heads") or heads) * head
-    return list(
-        _llama(hidden, inter, layers, vocab, kv, heads * head, bool(config.get("tie_word_embeddings", False)))
-    )
+        plan.states += [(v.nbytes, 0, False) for k, v in tensors.items() if k.endswith(".absmax")]
+        if "side" not in state:
+            return plan
+        rows, cols = shape[0], p.numel() // shape[0]
+        rank = state["rank"]
+        plan.projected = rank * (rows if state["side"] == "right" else cols)
+        plan.basis, plan.paper_basis = _basis_bytes(axes.subspace, axes.basis, rank, state["dim"])
+        reference = axes.refresh.nbytes(plan.projected)
+        plan.states.append((reference, reference // 2, False))
+        if isinstance(axes.residual, ErrorFeedback):
+            store = BasisStore(axes.residual.store)
+            plan.states.append((store.nbytes(rows, cols), rows * cols, store.bits == 8))
+        return plan
 
 
-def _from_model(model: nn.Module) -> list[_Param]:
-    from lowtide.optim.groups import param_groups
-    from lowtide.optim.weights import shape
-
-    return [
-        _Param(tuple(shape(p)), "rank" in group)
-        for group in param_groups(model, rank=1)
-        for p in group["params"]
-    ]
-
-
-def _params(source: Any) -> list[_Param]:
-    if isinstance(source, nn.Module):
-        return _from_model(source)
-    if isinstance(source, str) and source.lower() in _LLAMA:
-        hidden, inter, layers = _LLAMA[source.lower()]
-        return list(_llama(hidden, inter, layers, 32000, hidden, hidden, False))
-    if isinstance(source, Mapping):
-        return _from_config(source)
-    if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        path = path / "config.json" if path.is_dir() else path
-        try:
-            return _from_config(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise LowtideValueError(
-                f"model must be one of {', '.join(_LLAMA)}, a model directory or a config.json; cannot read {path}: {error}"
-            ) from None
-    if hasattr(source, "to_dict"):
-        return _from_config(source.to_dict())
-    raise LowtideTypeError(f"model must be a module, a config or a name, got {type(source).__name__}")
+def _basis_bytes(subspace: Any, store: BasisStore, rank: int, dim: int) -> tuple[int, int]:
+    """As kept here, and in the papers' bf16."""
+    if subspace.kind == "dense":
+        return store.nbytes(rank, dim), rank * dim * 2 if store.bits == 0 else rank * dim * store.bits // 8
+    if subspace.kind != "indices":
+        return 0, 0
+    each = 8 if isinstance(subspace, SampledIndices) else 4  # with their weights
+    return each * rank, each * rank
 
 
-def _packed(rows: int, cols: int, bits: int, group: int) -> int:
+def packed_bytes(rows: int, cols: int, bits: int, group: int) -> int:
     """Bytes of codes, fp32 scales and uint8 zero points (csrc/quant/group_format.h)."""
     return rows * (row_bytes(cols, bits) + 5 * group_count(cols, group))
 
 
-def _error_bytes(bits: int, rows: int, cols: int, paper: bool) -> int:
-    """Bytes of the error of one matrix, as the preset keeps it by default."""
-    if bits == 8:
-        return rows * cols if paper else _packed(rows, cols, 8, GROUP)
-    return rows * cols * (bits // 16 if paper else bits // 8)
+def _weight_bytes(w: Weight, weights: str | None, paper: bool) -> tuple[int, int]:
+    """Bytes of a parameter, and of an element of its gradient."""
+    if weights is None and w.nbytes is not None and not paper:
+        return w.nbytes, w.itemsize
+    if weights == "int8" and w.linear:
+        return (w.numel if paper else packed_bytes(*w.matrix, 8, GROUP)), 4
+    size = 2 if paper or weights == "bf16" else 4
+    return w.numel * size, size
 
 
-def _factor_bytes(kind: str, shape: tuple[int, ...], paper: bool) -> int:
-    """Bytes of the second moments of the rows, or rows and columns, of one matrix or vector."""
-    if kind == "":
+def _count_paper(plan: _Plan, name: str) -> int:
+    """States in the papers' convention: 2 bytes an element, codes as they are but those of Q-GaLore; no scales."""
+    return sum(
+        (min(nbytes, numel) if codes and name != "QGaLoreAdamW" else 2 * numel)
+        for nbytes, numel, codes in plan.states
+    )
+
+
+def _activation_bytes(
+    llama: Llama | None, kind: str, batch: int | None, seq: int | None, itemsize: int
+) -> int:
+    if kind == "none":
         return 0
-    rows = shape[0] if shape else 1
-    cols = math.prod(shape[1:]) if kind == "both" and len(shape) > 1 else 0
-    return (rows + cols) * (2 if paper else 4)
-
-
-def _basis_bytes(kind: str, rank: int, short: int, paper: bool) -> int:
-    """Bytes of the subspace of one matrix."""
-    if kind == "int4":
-        return rank * short // 2 if paper else _packed(rank, short, 4, GROUP)
-    return {"dense": rank * short * (2 if paper else 4), "indices": 4 * rank, "seed": 0}[kind]
+    if llama is None:
+        raise LowtideValueError(
+            f"activations={kind!r} needs the sizes of a LLaMA: pass a config or a model that has one; or activations='none'"
+        )
+    for name, value in (("batch", batch), ("seq", seq)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise LowtideValueError(
+                f"{name} must be an integer >= 1 where activations are counted, got {value!r}"
+            )
+    assert batch is not None
+    assert seq is not None
+    return llama.activations(batch, seq, itemsize, kind == "checkpointed")
 
 
 def memory(
     model: Any,
-    method: str,
+    method: Method,
     *,
     rank: int | float = 128,
     weights: str | None = None,
-    in_backward: bool = False,
+    gradients: str = "all",
+    batch: int | None = None,
+    seq: int | None = None,
+    activations: str = "none",
     convention: str = "lowtide",
 ) -> MemoryReport:
-    """Bytes that training takes, activations apart, counted from shapes alone.
+    """Bytes that training takes, counted from shapes alone.
 
     Args:
         model: a module; a config (mapping or transformers object); a model directory or config.json; or one of
-            ``llama-60m, llama-130m, llama-350m, llama-1b, llama-7b``.
-        method: one of :data:`METHODS`.
-        rank: of the subspace, clamped per matrix; or a fraction of the shorter side. 1 for apollo-mini, whatever it says.
-        weights: ``"fp32"``, ``"bf16"`` or ``"int8"`` (linear weights only, the rest fp32). Default: int8 for qgalore, else fp32.
-        in_backward: gradients freed as they arrive: only the largest is counted.
+            ``llama-60m, llama-130m, llama-350m, llama-1b, llama-3b, llama-7b``.
+        method: a short name (``"qgalore"``), the name of any optimizer of :mod:`lowtide.optim`, its class, or a function that
+            makes one of groups.
+        rank: of the subspace, clamped per matrix; or a fraction of the shorter side. Full-rank methods have none.
+        weights: ``"fp32"``, ``"bf16"`` or ``"int8"`` (linear weights only, the rest fp32). Default: int8 for Q-GaLore, else as a
+            module holds them, else fp32.
+        gradients: ``"all"`` at once; ``"one"``: the largest, as :func:`lowtide.optim.in_backward` leaves; ``"accumulated"``: the
+            most that lives in in_backward with ``accumulate`` of 3 or more and ``refresh_from="first"``.
+        batch, seq: sequences at once, and their tokens; for activations.
+        activations: ``"none"``: not counted; ``"full"``: what transformers' LLaMA saves for its backward pass; ``"checkpointed"``:
+            with checkpoints at its layers. Logits, workspaces and allocators come on top.
         convention: ``"lowtide"``: what the optimizers of this library allocate. ``"paper"``: as the GaLore papers seem to
             estimate: everything in bf16 but INT8 weights, INT4 bases and the moments of low-bit methods (Q-GaLore's, which its
             code holds in 8 bits, count as bf16), the output head projected too (APOLLO: also the embedding; Fira: neither),
             scales and gradients not counted.
 
     Raises:
-        LowtideValueError: unknown method, rank < 1, or an unreadable config.
+        LowtideValueError: unknown method, rank < 1, an unreadable config, or activations of what is no LLaMA.
+
+    >>> import lowtide as lt
+    >>> lt.optim.memory("llama-7b", "qgalore", rank=1024, gradients="one").total // 10**9
+    12
     """
-    if method not in METHODS:
-        raise LowtideValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    name, make = factory(method)
     check_rank(rank)
-    rank = 1 if method == "apollo-mini" else rank
-    if convention not in ("lowtide", "paper"):
-        raise LowtideValueError(f"convention must be 'lowtide' or 'paper', got {convention!r}")
-    weights = weights or ("int8" if method == "qgalore" else "fp32")
-    if weights not in ("fp32", "bf16", "int8"):
-        raise LowtideValueError(f"weights must be 'fp32', 'bf16' or 'int8', got {weights!r}")
+    for key, value, known in (
+        ("convention", convention, ("lowtide", "paper")), ("weights", weights, (None, *WEIGHTS)),
+        ("gradients", gradients, GRADIENTS), ("activations", activations, ACTIVATIONS),
+    ):  # fmt: skip
+        if value not in known:
+            raise LowtideValueError(f"{key} must be one of {', '.join(map(repr, known))}, got {value!r}")
     paper = convention == "paper"
-    moments, store = _STATES[method][0], StateStore(_STATES[method][1])
-    also = _PAPER_PROJECTS.get(method, ()) if paper else ()
-    dense = 2 if paper or weights == "bf16" else 4
+    params, llama = read(model)
+    planner = _Planner(make, rank)
+    if planner.name == "QGaLoreAdamW":
+        weights = weights or "int8"
+    also = _PAPER_PROJECTS.get(planner.name, ()) if paper else ()
     count = {"weights": 0, "gradients": 0, "states": 0, "basis": 0}
-    largest = 0
-    params = _params(model)
-    for p in params:
-        project = method in _BASES and (p.low_rank or p.role in also)
-        rows, cols = (p.shape[0], p.numel // p.shape[0]) if len(p.shape) > 1 else (1, p.numel)
-        packed = weights == "int8" and p.low_rank
-        count["weights"] += (
-            (p.numel if paper else _packed(rows, cols, 8, GROUP)) if packed else p.numel * dense
-        )
-        grad = p.numel * (4 if packed else dense)
-        count["gradients"] += grad
-        largest = max(largest, grad)
-        moment, moment_shape = p.numel, p.shape
-        if project:
-            short, long = min(rows, cols), max(rows, cols)
-            r = rank_of(rank, rows, cols)
-            moment, moment_shape = r * long, (rows, r) if rows >= cols else (r, cols)
-            count["states"] += _error_bytes(_ERRORS.get(method, 0), rows, cols, paper)
-            count["states"] += rows * _MAGNITUDES.get(method, 0) * (2 if paper else 4)
-            count["states"] += _REFERENCES.get(method, 0) * moment
-            count["basis"] += _basis_bytes(_BASES[method], r, short, paper)
-        count["states"] += _factor_bytes(_FACTORS.get(method, ""), moment_shape, paper)
-        if paper:
-            half_bytes = 4 if method == "qgalore" else {"fp32": 4, "int8": 2, "int4": 1}[store.kind]
-            count["states"] += moments * moment * half_bytes // 2
-        else:
-            count["states"] += moments * store.nbytes(moment)
-    if paper:
-        count["gradients"] = 0
-    elif in_backward:
-        count["gradients"] = largest
-    return MemoryReport(method, sum(p.numel for p in params), **count)
+    grads, kept, largest = 0, 0, 0
+    for w in params:
+        nbytes, size = _weight_bytes(w, weights, paper)
+        count["weights"] += nbytes
+        if not w.trains:
+            continue
+        plan = planner.plan(w, w.linear or w.role in also)
+        grad = w.numel * size
+        grads += grad
+        summed = planner.drops and plan.projected > 0
+        kept += 4 * plan.projected if summed else grad
+        largest = max(largest, grad if gradients == "one" or summed else 0)
+        count["basis"] += plan.paper_basis if paper else plan.basis
+        count["states"] += _count_paper(plan, planner.name) if paper else sum(s[0] for s in plan.states)
+    if not paper:
+        count["gradients"] = {"all": grads, "one": largest, "accumulated": kept + largest}[gradients]
+    held = [w.itemsize for w in params if w.nbytes is not None and not w.packed]
+    itemsize = 2 if weights == "bf16" or paper or (weights is None and held and max(held) == 2) else 4
+    saved = _activation_bytes(llama, activations, batch, seq, itemsize)
+    return MemoryReport(name, sum(w.numel for w in params), **count, activations=saved)

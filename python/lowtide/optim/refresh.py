@@ -60,6 +60,10 @@ class _Schedule:
     def watch(self, state: dict[str, Any], r: Tensor) -> None:
         """Called at each step with the gradient in the subspace, before the rule changes it."""
 
+    def nbytes(self, numel: int) -> int:
+        """Bytes it keeps of a gradient that has ``numel`` elements in the subspace."""
+        return 0
+
 
 @dataclass(frozen=True)
 class EveryT(_Schedule):
@@ -143,6 +147,10 @@ class Displacement(_Schedule):
     def due(self, state: dict[str, Any], step: int) -> bool:
         """Whether the basis is renewed before the update with this 0-based step."""
         return "refreshed" not in state or bool(state.get("displaced", 0))
+
+    def nbytes(self, numel: int) -> int:
+        """A reference in bf16."""
+        return 2 * numel
 
     def watch(self, state: dict[str, Any], r: Tensor) -> None:
         """Measure the displacement."""

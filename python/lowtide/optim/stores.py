@@ -100,6 +100,12 @@ class BasisStore:
         """Bits of a code; 0 for the unquantized kinds."""
         return {"int8": 8, "int4": 4}.get(self.kind, 0)
 
+    def nbytes(self, rows: int, cols: int) -> int:
+        """Bytes a matrix takes, scales and zero points included."""
+        if self.bits == 0:
+            return rows * cols * (2 if self.kind == "bf16" else 4)
+        return rows * (row_bytes(cols, self.bits) + 5 * group_count(cols, self.group))
+
     def save(self, state: dict[str, Any], matrix: Tensor, name: str = "basis") -> None:
         """Put ``matrix`` (fp32) into ``state``."""
         if self.bits == 0:
