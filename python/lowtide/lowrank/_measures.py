@@ -91,7 +91,7 @@ def side_for(shape: Sequence[int], proj_type: str = "std") -> str:
             f"shape must be (m, n), got {tuple(shape)}; reshape the gradient to two dimensions"
         )
     if proj_type not in _PROJ_TYPES:
-        hint = "; two-sided projection is not offered" if proj_type == "full" else ""
+        hint = "; for two-sided projection project one side, then the other" if proj_type == "full" else ""
         raise LowtideValueError(f"proj_type must be one of {', '.join(_PROJ_TYPES)}, got {proj_type!r}{hint}")
     if proj_type in ("right", "left"):
         return proj_type

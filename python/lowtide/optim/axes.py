@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowtide.errors import LowtideValueError
 from lowtide.optim import weights as weight_store
+from lowtide.optim.bases import Basis
 from lowtide.optim.constraints import Constraint
 from lowtide.optim.groups import rank_of
 from lowtide.optim.parametrizations import WeightNorm
@@ -20,9 +21,22 @@ from lowtide.optim.residuals import Residual
 from lowtide.optim.rules import AdamRule, Rule
 from lowtide.optim.stores import STATE_BITS, BasisStore, StateStore
 from lowtide.optim.subspaces import Subspace
+from lowtide.optim.subspaces_two_sided import TwoSided, check_two_sided
 from lowtide.optim.transports import Reset, Rotate, Transport
 
 State: TypeAlias = "dict[str, Any]"
+
+
+def projected_shape(state: State, rows: int, cols: int) -> tuple[int, int]:
+    """The shape of a gradient in its subspace."""
+    rank = state["rank"]
+    return {"right": (rows, rank), "left": (rank, cols), "full": (rank, rank)}[state["side"]]
+
+
+def _side(shape: tuple[int, int], proj_type: str) -> str:
+    from lowtide.lowrank import side_for
+
+    return "full" if proj_type == "full" else side_for(shape, proj_type)
 
 
 @dataclass
@@ -97,6 +111,19 @@ class Axes:
                 "use another rule"
             )
 
+    def subspace_of(self, state: State) -> Subspace:
+        """The subspace, or a pair of them where both sides are projected."""
+        return TwoSided(self.subspace, self.basis, state) if state["side"] == "full" else self.subspace
+
+    def basis_of(self, state: State) -> Basis:
+        """The basis in use."""
+        return self.subspace_of(state).load(state, self.basis)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Refuse a low-rank group that the choices cannot serve."""
+        if group.get("proj_type") == "full":
+            check_two_sided(self.subspace, self.refresh, self.transport, self.residual)
+
     def hyper(self) -> dict[str, Any]:
         """The rule's hyper-parameters, which groups may override."""
         return {name: getattr(self.rule, name) for name in self.rule.hyper}
@@ -139,11 +166,9 @@ class Axes:
         shape = weight_store.shape(p)
         state["step"] = 0
         if "rank" in group and len(shape) >= 2 and shape.numel() > 0:
-            from lowtide.lowrank import side_for
-
             rows, cols = shape[0], shape.numel() // shape[0]
-            side = side_for((rows, cols), group["proj_type"])
-            state["dim"] = cols if side == "right" else rows
+            side = _side((rows, cols), group["proj_type"])
+            state["dim"] = {"right": cols, "left": rows, "full": max(rows, cols)}[side]
             rank = rank_of(group["rank"], rows, cols)
             if self.subspace.varies and saved is not None and saved.get("rank") in (0, state["dim"]):
                 rank = saved["rank"]
@@ -159,8 +184,7 @@ class Axes:
     ) -> None:
         """Zero moments for a gradient of this shape, in the subspace if ``state`` is of one."""
         if "side" in state:
-            rows, cols = shape
-            shape = (rows, state["rank"]) if state["side"] == "right" else (state["rank"], cols)
+            shape = projected_shape(state, *shape)
         shape = torch.Size(shape)
         rule = self.rule_of(group)
         for name, signed in rule.moments:

@@ -91,6 +91,25 @@ class DenseBasis(_Whole):
 
 
 @dataclass(frozen=True)
+class TwoSidedBasis(_Whole):
+    """Rows and columns at once: R = A G Bᵀ (r x r)."""
+
+    right: DenseBasis  # B
+    left: DenseBasis  # A
+
+    def down(self, grad: Tensor) -> Tensor:
+        """See :class:`Basis`."""
+        rows, cols = grad.shape
+        if rows >= cols:  # the cheaper product first
+            return self.left.down(self.right.down(grad))
+        return self.right.down(self.left.down(grad))
+
+    def up(self, r: Tensor) -> Tensor:
+        """See :class:`Basis`."""
+        return self.left.up(self.right.up(r))
+
+
+@dataclass(frozen=True)
 class SeededBasis(_Whole):
     """A random projection that is drawn when it is used: of :class:`lowtide.lowrank.RandomProjection`'s interface."""
 

@@ -130,6 +130,7 @@ class Composed(Optimizer):
             param_group.setdefault("update_proj_gap", self.default_gap)
             param_group.setdefault("scale", self.default_scale)
             param_group.setdefault("proj_type", "std")
+            self._axes.check_group(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         for p in group["params"]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from lowtide.errors import LowtideValueError
 
-PROJ_TYPES = ("std", "reverse_std", "left", "right")
+PROJ_TYPES = ("std", "reverse_std", "left", "right", "full")
 
 
 LOW_RANK_KEYS = ("rank", "update_proj_gap", "scale", "proj_type")
@@ -99,7 +99,8 @@ def param_groups(
         rank: rank of the subspace; clamped per matrix to its smaller side. Or a fraction of that side, in (0, 1).
         update_proj_gap: steps between refreshes of a subspace. Default: the optimizer's own (200 for GaLore).
         scale: multiplies the back-projected update (GaLore's alpha). Default: the optimizer's own (0.25 for GaLore).
-        proj_type: ``"std"`` projects the shorter side; ``"reverse_std"``, ``"left"``, ``"right"`` as in galore-torch.
+        proj_type: ``"std"`` projects the shorter side; ``"reverse_std"``, ``"left"``, ``"right"``, ``"full"`` (both: moments
+            are rank x rank, two bases are kept) as in galore-torch.
         target: regular expressions searched in parameter names: only these linear weights go low rank. Default: all.
 
     Returns:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lowtide.errors import LowtideValueError
 from lowtide.optim import weights as weight_store
+from lowtide.optim.axes import projected_shape
 from lowtide.optim.engine import Composed
 from lowtide.optim.low_rank import needs_projection_only, project, renew_basis
 
@@ -188,7 +189,7 @@ class KeptGradients:
         if "side" not in want:
             return False
         rows, cols = shape[0], shape.numel() // shape[0]
-        return tuple(r.shape) == ((rows, want["rank"]) if want["side"] == "right" else (want["rank"], cols))
+        return tuple(r.shape) == projected_shape(want, rows, cols)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take back a :meth:`state_dict` that was checked."""

@@ -27,7 +27,7 @@ def project(axes: Axes, grad: Tensor, state: State, renewed: bool = False) -> Te
     if "refreshes" not in state or not (renewed or not axes.refresh.due(state, state["step"])):
         return None
     grad = grad.reshape(grad.shape[0], -1)
-    basis = axes.subspace.load(state, axes.basis)
+    basis = axes.basis_of(state)
     r = basis.down(grad)
     if not basis.reads_all and not weight_store.finite(grad):
         r.fill_(torch.nan)  # as if it had been read
@@ -59,7 +59,7 @@ def step_low_rank(
             lost = renew_basis(axes, group, state, grad, param_id)
     else:
         grad = projected
-    basis = axes.subspace.load(state, axes.basis)
+    basis = axes.basis_of(state)
     state["step"] += 1
     moment_step = state["step"]
     if "moment_step" in state:
@@ -114,9 +114,10 @@ def renew_basis(
     """Replace the basis; returns :attr:`LowRankStep.lost` if the residual wants it."""
     prev = None
     had_basis = "refreshes" in state
-    if axes.refresh.needs_prev or axes.subspace.needs_prev or axes.transport.needs_prev:
+    subspace = axes.subspace_of(state)
+    if axes.refresh.needs_prev or subspace.needs_prev or axes.transport.needs_prev:
         prev = axes.basis.dense(state)
-    if axes.subspace.needs_gradient and not weight_store.finite(grad):
+    if subspace.needs_gradient and not weight_store.finite(grad):
         if had_basis:
             return None  # a poisoned gradient says nothing about the subspace: keep the basis in use
         raise LowtideRuntimeError(
@@ -126,23 +127,23 @@ def renew_basis(
     rule = axes.rule_of(group)
     moment = rule.first_moment
     carried = mean = None
-    if had_basis and (axes.subspace.needs_mean or axes.residual.needs_lost):
+    if had_basis and (subspace.needs_mean or axes.residual.needs_lost):
         assert moment is not None  # Axes refuses it
-        carried = axes.subspace.load(state, axes.basis).up(state[moment])
+        carried = axes.basis_of(state).up(state[moment])
         mean = carried / (1.0 - rule.momentum_decay ** state["step"])
     rank = state["rank"]
     request = RefreshRequest(
         grad, rank, state["side"], prev, mean, axes.seed, state["step"], param_id, state.get("refreshes", 0),
         tuple(axes.peers),
     )  # fmt: skip
-    new = axes.subspace.find(request)
-    old_basis = axes.subspace.load(state, axes.basis) if had_basis else None
+    new = subspace.find(request)
+    old_basis = axes.basis_of(state) if had_basis else None
     old_indices = state.get("basis.indices")
     if new is not None:
         axes.refresh.observe(state, new, prev)
-    axes.subspace.keep(state, new, request, axes.basis)
+    subspace.keep(state, new, request, axes.basis)
     if old_basis is not None:
-        old, fresh = old_basis, axes.subspace.load(state, axes.basis)
+        old, fresh = old_basis, axes.basis_of(state)
         change = Change(
             lambda: overlap(new, prev),
             old_indices,
@@ -156,6 +157,6 @@ def renew_basis(
     state["refreshes"] = state.get("refreshes", 0) + 1
     if carried is None or moment is None or not axes.residual.needs_lost:
         return None
-    carried -= axes.subspace.load(state, axes.basis).up(state[moment])
+    carried -= axes.basis_of(state).up(state[moment])
     beta = rule.momentum_decay
     return carried.mul_(beta / (1.0 - beta))

@@ -27,6 +27,7 @@ class Subspace(Protocol):
         needs_prev: whether :meth:`find` looks at the (dense) basis in use.
         needs_gradient: whether the values of the gradient matter, or only its shape.
         needs_mean: whether :meth:`find` looks at the first moment (bias-corrected, at full size).
+        two_sided: whether it can be asked for bases of both sides of a matrix.
         varies: whether :meth:`keep` may change the rank in the state, and with it the shape of the moments.
         kind: ``"dense"``, ``"indices"``, ``"seed"`` or ``"block"``: what is kept.
     """
@@ -36,6 +37,7 @@ class Subspace(Protocol):
 
     needs_gradient: ClassVar[bool]
     needs_mean: ClassVar[bool]
+    two_sided: ClassVar[bool]
     varies: ClassVar[bool]
     kind: ClassVar[str]
 
@@ -59,6 +61,7 @@ class _FromGradient:
 
     needs_gradient: ClassVar[bool] = True
     needs_mean: ClassVar[bool] = False
+    two_sided: ClassVar[bool] = False
     varies: ClassVar[bool] = False
 
     @property
@@ -71,6 +74,7 @@ class _Dense(_FromGradient):
     """Bases that are matrices in a :class:`BasisStore`."""
 
     kind: ClassVar[str] = "dense"
+    two_sided: ClassVar[bool] = True
 
     def keep(
         self, state: dict[str, Any], found: Tensor | None, request: RefreshRequest, store: BasisStore

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -128,6 +129,8 @@ class Fixed(_Dense):
     """
 
     bases: Mapping[int, Tensor]
+
+    two_sided: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for i, b in self.bases.items():
