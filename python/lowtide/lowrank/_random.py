@@ -62,6 +62,9 @@ class RandomProjection:
         check_side(side)
         G = _matrix(G)
         right = side == "right"
+        if self.rank <= TILE:
+            rows = self._rows(G, 0, self.rank, G.shape[1 if right else 0], (seed, step, param))
+            return matmul(G, rows, tb=True) if right else matmul(rows, G)
         out = _empty(G, (G.shape[0], self.rank) if right else (self.rank, G.shape[1]))
         for first in range(0, self.rank, TILE):
             last = min(first + TILE, self.rank)
@@ -101,7 +104,8 @@ class RandomProjection:
         random.sample(
             seed=seed, step=step, slot=SLOT, param=param, offset=first * dim, dist=self.kind, out=rows
         )
-        rows *= np.float32(1.0 / np.sqrt(self.rank)).item()
+        if self.rank > 1:
+            rows *= np.float32(1.0 / np.sqrt(self.rank)).item()
         return rows
 
 

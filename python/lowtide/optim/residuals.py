@@ -153,7 +153,7 @@ class ScaledResidual(_Memoryless):
     def update(self, s: LowRankStep) -> Update | None:
         """See :class:`Residual`."""
         energy = channel_energy(s.grad, s.side)
-        if not finite(energy):
+        if not math.isfinite(total(energy)):
             return None
         r = s.r.clone()
         r_energy = channel_energy(r, s.side)
@@ -200,14 +200,15 @@ class ScaledGradient(_Memoryless):
     def update(self, s: LowRankStep) -> Update | None:
         """See :class:`Residual`."""
         energy = channel_energy(s.grad, s.side)
-        if not finite(energy):
+        whole = total(energy)
+        if not math.isfinite(whole):
             return None
         before = channel_energy(s.r, s.side)
         s.advance()
         after = channel_energy(s.r, s.side)
         if self.per == "tensor":
             k = math.sqrt(total(after)) / (math.sqrt(total(before)) + _TINY)
-            norm = k * math.sqrt(total(energy))
+            norm = k * math.sqrt(whole)
             return self._scaled(s, torch.ones(1, 1), k, norm)
         ks = after.sqrt() / (before.sqrt() + _TINY)
         norm = math.sqrt(total(ks * ks * energy))
