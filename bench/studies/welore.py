@@ -81,7 +81,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--windows", type=int, default=12, help="of 512 tokens")
-    parser.add_argument("--steps", type=int, default=100, help="of fine-tuning, 2 x 128 tokens each")
+    parser.add_argument("--steps", type=int, default=30, help="of fine-tuning, 2 x 128 tokens each")
     parser.add_argument("--finetune-ratio", type=float, default=0.3)
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
