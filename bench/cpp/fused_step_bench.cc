@@ -16,9 +16,9 @@ struct Problem {
   RuleKind kind;
   StateKind states;
   bool bf16;
-  std::vector<float> p, g, m, v, m_absmax, v_absmax;
+  std::vector<float> p, g, m, v, w, m_absmax, v_absmax, w_absmax;
   std::vector<uint16_t> p16, g16;
-  std::vector<uint8_t> m_codes, v_codes;
+  std::vector<uint8_t> m_codes, v_codes, w_codes;
 
   Problem(RuleKind rule, StateKind store, bool half, int64_t n)
       : kind(rule), states(store), bf16(half) {
@@ -37,14 +37,15 @@ struct Problem {
         g[i] = x;
     }
     if (states == StateKind::f32) {
-      m.resize(size), v.resize(size);
+      m.resize(size), v.resize(size), w.resize(size);
       return;
     }
     const bool four = states == StateKind::dynamic4;
     const auto bytes = static_cast<size_t>(four ? quant::int4_bytes(n) : n);
     const auto blocks = static_cast<size_t>((n + state_block(states) - 1) / state_block(states));
     m_codes.resize(bytes, four ? 0x77 : 127), v_codes.resize(bytes);
-    m_absmax.resize(blocks), v_absmax.resize(blocks);
+    w_codes = m_codes;
+    m_absmax.resize(blocks), v_absmax.resize(blocks), w_absmax.resize(blocks);
   }
 
   StepRule rule() const {
@@ -55,6 +56,10 @@ struct Problem {
         return make_adabelief_rule(1e-3, 31.6, 1e-16, 0.9, 0.999, 0.9999, 1.0);
       case RuleKind::lion:
         return make_lion_rule(1e-4, 0.9, 0.99, 0.9999, 1.0);
+      case RuleKind::sign:
+        return make_sign_rule(1e-4, 0.9999, 1.0);
+      case RuleKind::diffgrad:
+        return make_diffgrad_rule(1e-3, 31.6, 1e-8, 0.9, 0.999, 0.9999, 1.0);
       case RuleKind::sgd:
         break;
     }
@@ -71,6 +76,7 @@ struct Problem {
     a.states = states;
     a.m = m.data(), a.v = v.data(), a.m_codes = m_codes.data(), a.v_codes = v_codes.data();
     a.m_absmax = m_absmax.data(), a.v_absmax = v_absmax.data();
+    a.w = w.data(), a.w_codes = w_codes.data(), a.w_absmax = w_absmax.data();
     return fused_step({a}, rule(), 1, t);
   }
 
@@ -78,7 +84,7 @@ struct Problem {
     const double moment = states == StateKind::f32        ? 8
                           : states == StateKind::dynamic8 ? 2 + 8.0 / 256
                                                           : 1 + 8.0 / 128;
-    return (bf16 ? 6 : 12) + moment * (has_second_moment(kind) ? 2 : 1);
+    return (bf16 ? 6 : 12) + moment * moment_count(kind);
   }
 
   bool starts_like(const Problem& o, size_t n) const {
@@ -87,7 +93,8 @@ struct Problem {
       return std::memcmp(x.data(), y.data(), count * sizeof x[0]) == 0;
     };
     return same(p, o.p) && same(p16, o.p16) && same(m, o.m) && same(v, o.v) &&
-           same(m_codes, o.m_codes) && same(v_codes, o.v_codes);
+           same(m_codes, o.m_codes) && same(v_codes, o.v_codes) && same(w, o.w) &&
+           same(w_codes, o.w_codes);
   }
 };
 
@@ -116,6 +123,7 @@ void fused(benchmark::State& state) {
 const int kRegistered = [] {
   constexpr auto adam = RuleKind::adam, belief = RuleKind::adabelief;
   constexpr auto lion = RuleKind::lion, sgd = RuleKind::sgd;
+  constexpr auto sign = RuleKind::sign, diffgrad = RuleKind::diffgrad;
   constexpr auto f32 = StateKind::f32, eight = StateKind::dynamic8, four = StateKind::dynamic4;
   const std::vector<int64_t> sizes = {1 << 14, 1 << 20, 1 << 25};
   bench::register_per_isa("adamw_f32", fused<adam, f32, false>, sizes);
@@ -126,6 +134,9 @@ const int kRegistered = [] {
   bench::register_per_isa("adabelief_8bit", fused<belief, eight, false>, sizes);
   bench::register_per_isa("lion_8bit", fused<lion, eight, false>, sizes);
   bench::register_per_isa("sgd_8bit", fused<sgd, eight, false>, sizes);
+  bench::register_per_isa("sign", fused<sign, f32, false>, sizes);
+  bench::register_per_isa("diffgrad_f32", fused<diffgrad, f32, false>, sizes);
+  bench::register_per_isa("diffgrad_8bit", fused<diffgrad, eight, false>, sizes);
   return 0;
 }();
 

@@ -60,11 +60,13 @@ void check(const StepTensor& t, const StepRule& rule) {
           "optim: a direction is written over a float32 gradient only");
   if (t.n == 0) return;
   const bool plain = t.states == StateKind::f32;
-  require(plain ? t.m != nullptr : t.m_codes != nullptr && t.m_absmax != nullptr,
-          "optim: the first moment is missing");
-  require(!has_second_moment(rule.kind) ||
-              (plain ? t.v != nullptr : t.v_codes != nullptr && t.v_absmax != nullptr),
-          "optim: the second moment is missing");
+  const int moments = moment_count(rule.kind);
+  auto held = [plain](const float* all, const uint8_t* codes, const float* absmax) {
+    return plain ? all != nullptr : codes != nullptr && absmax != nullptr;
+  };
+  require(moments < 1 || held(t.m, t.m_codes, t.m_absmax), "optim: the first moment is missing");
+  require(moments < 2 || held(t.v, t.v_codes, t.v_absmax), "optim: the second moment is missing");
+  require(moments < 3 || held(t.w, t.w_codes, t.w_absmax), "optim: the third moment is missing");
 }
 
 }  // namespace
@@ -93,9 +95,18 @@ StepRule make_sgd_rule(double a, double momentum, double weight, bool nesterov, 
   return r;
 }
 
+StepRule make_sign_rule(double a, double decay_before, double decay_after) {
+  return base_rule(RuleKind::sign, a, 0.0, 0.0, decay_before, decay_after);
+}
+
+StepRule make_diffgrad_rule(double a, double s, double eps, double beta1, double beta2,
+                            double decay_before, double decay_after) {
+  return two_moment_rule(RuleKind::diffgrad, a, s, eps, beta1, beta2, decay_before, decay_after);
+}
+
 StepRule make_rule(int64_t kind, const std::vector<double>& x) {
-  constexpr size_t kScalars[kRuleKinds] = {7, 7, 5, 6};
-  require(kind >= 0 && kind < kRuleKinds, "optim: rule must be 0, 1, 2 or 3");
+  constexpr size_t kScalars[kRuleKinds] = {7, 7, 5, 6, 3, 7};
+  require(kind >= 0 && kind < kRuleKinds, "optim: rule must be a number from 0 to 5");
   require(x.size() == kScalars[kind], "optim: scalars has the wrong length for this rule");
   switch (static_cast<RuleKind>(kind)) {
     case RuleKind::adam:
@@ -104,6 +115,10 @@ StepRule make_rule(int64_t kind, const std::vector<double>& x) {
       return make_adabelief_rule(x[0], x[1], x[2], x[3], x[4], x[5], x[6]);
     case RuleKind::lion:
       return make_lion_rule(x[0], x[1], x[2], x[3], x[4]);
+    case RuleKind::sign:
+      return make_sign_rule(x[0], x[1], x[2]);
+    case RuleKind::diffgrad:
+      return make_diffgrad_rule(x[0], x[1], x[2], x[3], x[4], x[5], x[6]);
     case RuleKind::sgd:
       break;
   }

@@ -2,7 +2,8 @@
 // Fused optimizer steps over a list of tensors on CUDA. A warp takes a block of 256 elements from
 // decoding to storing: its largest magnitudes and the check for non-finite moments are one warp's
 // business, so nothing passes through memory but what must (fused_step.h). One kernel a state
-// store; the rule is a uniform branch.
+// store, and another for rules with three moments, which need more registers; the rule is a uniform
+// branch.
 #include "optim/fused_step_cuda.h"
 #include "optim/list_launch.cuh"
 #include "optim/states.cuh"
@@ -22,16 +23,16 @@ __device__ __forceinline__ void load_gradient(const StepTensor& t, int64_t at, i
 }
 
 // One block by one warp; false when it was skipped.
-template <class States>
+template <class States, bool third>
 __device__ __forceinline__ bool step_block(const StepTensor& t, int64_t block, const StepRule& rule,
                                            random::Key key, const States& states, uint32_t* words,
                                            int lane) {
   const int64_t at = block * kStepBlock;
   const Lane l = {lane, static_cast<int>(t.n - at < kStepBlock ? t.n - at : kStepBlock)};
   const bool to_gradient = t.target == StepTarget::direction;
-  const bool second = has_second_moment(rule.kind);
-  float m[2][4], v[2][4] = {}, d[2][4];
-  states.load(t, block, l, second, m, v);
+  const int moments = third ? 3 : moment_count(rule.kind) > 1 ? 2 : moment_count(rule.kind);
+  float m[2][4] = {}, v[2][4] = {}, w[2][4] = {}, d[2][4];
+  states.load(t, block, l, moments, m, v, w);
   bool all_sound = true;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -39,7 +40,7 @@ __device__ __forceinline__ bool step_block(const StepTensor& t, int64_t block, c
     load_gradient(t, at + l.at(h), l.live(h), g);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      d[h][j] = advance(rule, g[j], &m[h][j], &v[h][j]);
+      d[h][j] = advance(rule, g[j], &m[h][j], &v[h][j], &w[h][j]);
       if (j < l.live(h)) all_sound = all_sound && sound(rule, m[h][j], v[h][j], d[h][j]);
     }
   }
@@ -50,7 +51,7 @@ __device__ __forceinline__ bool step_block(const StepTensor& t, int64_t block, c
         store4(static_cast<float*>(t.g) + at + l.at(h), l.live(h), aligned(t.g, 16), zeros);
     return false;
   }
-  states.store(t, block, l, second, m, v);
+  states.store(t, block, l, moments, m, v, w);
 #pragma unroll
   for (int h = 0; h < 2; ++h)
 #pragma unroll
@@ -79,7 +80,7 @@ __device__ __forceinline__ bool step_block(const StepTensor& t, int64_t block, c
 }
 
 // Three blocks an SM: left alone, ptxas aims at more and spills.
-template <class States>
+template <class States, bool third>
 __global__ void __launch_bounds__(kThreads, 3)
     fused_step(const __grid_constant__ TensorBatch<StepTensor> batch, StepRule rule,
                random::Key key, unsigned long long* skipped) {
@@ -89,7 +90,10 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int lane = static_cast<int>(threadIdx.x) & 31;
   unsigned long long bad = 0;
   for_warp_blocks(batch, [&](const StepTensor& t, int64_t block) {
-    bad += step_block(t, block, rule, key, States(&shared), words[threadIdx.x / 32], lane) ? 0 : 1;
+    bad += step_block<States, third>(t, block, rule, key, States(&shared), words[threadIdx.x / 32],
+                                     lane)
+               ? 0
+               : 1;
   });
   if (lane == 0 && bad != 0) atomicAdd(skipped, bad);
 }
@@ -110,7 +114,10 @@ int launch(const std::vector<StepTensor>& tensors, StateKind kind, const StepRul
   for (const StepTensor& t : tensors)
     if (t.states == kind) chosen.push_back(t);
   return for_batches(chosen, [&](const TensorBatch<StepTensor>& batch, unsigned grid) {
-    kernels::fused_step<States><<<grid, kThreads, 0, stream>>>(batch, rule, key, skipped);
+    if (moment_count(rule.kind) > 2)
+      kernels::fused_step<States, true><<<grid, kThreads, 0, stream>>>(batch, rule, key, skipped);
+    else
+      kernels::fused_step<States, false><<<grid, kThreads, 0, stream>>>(batch, rule, key, skipped);
   });
 }
 

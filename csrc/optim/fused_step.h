@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Fused optimizer steps over a list of tensors: decode the moments, apply a rule (optim/rules.h),
-// encode them and move the weight, in one pass. Moments are float32, in the 8-bit dynamic map
-// (blocks of 256) or in 4 bits (blocks of 128); the weight sees them before they are rounded.
+// encode them and move the weight, in one pass. Moments (none to three) are float32, in the 8-bit
+// dynamic map (blocks of 256) or in 4 bits (blocks of 128); the weight sees them before they are
+// rounded.
 //
 // Memory traffic a parameter with float32 weights and gradients: 12 bytes, and for each moment 8
 // (float32), 2.03 (8-bit) or 1.06 (4-bit); 6 less where weights and gradients are bfloat16.
@@ -42,11 +43,11 @@ struct StepTensor {
   void* p = nullptr;
   Dtype g_dtype = Dtype::f32;
   void* g = nullptr;  // written only for StepTarget::direction
-  // The moments; those of v are null for rules without a second one.
+  // The moments, null where the rule has fewer (moment_count); m and w take both signs.
   StateKind states = StateKind::f32;
-  float *m = nullptr, *v = nullptr;                // f32
-  uint8_t *m_codes = nullptr, *v_codes = nullptr;  // dynamic8, dynamic4
-  float *m_absmax = nullptr, *v_absmax = nullptr;  // one for each state_block
+  float *m = nullptr, *v = nullptr, *w = nullptr;                       // f32
+  uint8_t *m_codes = nullptr, *v_codes = nullptr, *w_codes = nullptr;   // dynamic8, dynamic4
+  float *m_absmax = nullptr, *v_absmax = nullptr, *w_absmax = nullptr;  // one a state_block
 };
 
 inline int64_t state_block(StateKind kind) { return kind == StateKind::dynamic4 ? 128 : 256; }
@@ -61,6 +62,9 @@ StepRule make_lion_rule(double a, double beta1, double beta2, double decay_befor
 // weight: of the gradient in the moment, 1 - dampening.
 StepRule make_sgd_rule(double a, double momentum, double weight, bool nesterov, double decay_before,
                        double decay_after);
+StepRule make_sign_rule(double a, double decay_before, double decay_after);
+StepRule make_diffgrad_rule(double a, double s, double eps, double beta1, double beta2,
+                            double decay_before, double decay_after);
 // One of these by kind, its arguments in a list.
 StepRule make_rule(int64_t kind, const std::vector<double>& scalars);
 

@@ -61,18 +61,20 @@ struct Moment {
 bool block_ref(const StepTensor& t, int64_t block, const StepRule& rule, random::Key key) {
   const int64_t at = block * kStepBlock;
   const int64_t n = t.n - at < kStepBlock ? t.n - at : kStepBlock;
-  const bool second = has_second_moment(rule.kind);
+  const int moments = moment_count(rule.kind);
   const Moment first_moment = {t.states, true, t.m, t.m_codes, t.m_absmax};
   const Moment second_moment = {t.states, false, t.v, t.v_codes, t.v_absmax};
-  float m[kStepBlock], v[kStepBlock], advanced[kStepBlock];
+  const Moment third_moment = {t.states, true, t.w, t.w_codes, t.w_absmax};
+  float m[kStepBlock], v[kStepBlock], w[kStepBlock], advanced[kStepBlock];
   bool all_sound = true;
   for (int64_t i = 0; i < n; ++i) {
     const float g = t.g_dtype == Dtype::f32
                         ? static_cast<const float*>(t.g)[at + i]
                         : bf16_to_float(static_cast<const uint16_t*>(t.g)[at + i]);
-    m[i] = first_moment.load(at + i);
-    v[i] = second ? second_moment.load(at + i) : 0.0f;
-    advanced[i] = advance(rule, g, &m[i], &v[i]);
+    m[i] = moments > 0 ? first_moment.load(at + i) : 0.0f;
+    v[i] = moments > 1 ? second_moment.load(at + i) : 0.0f;
+    w[i] = moments > 2 ? third_moment.load(at + i) : 0.0f;
+    advanced[i] = advance(rule, g, &m[i], &v[i], &w[i]);
     all_sound = all_sound && sound(rule, m[i], v[i], advanced[i]);
   }
   if (!all_sound) {
@@ -83,8 +85,9 @@ bool block_ref(const StepTensor& t, int64_t block, const StepRule& rule, random:
   const int64_t part = state_block(t.states);
   for (int64_t i = 0; i < n; i += part) {
     const int64_t count = n - i < part ? n - i : part;
-    first_moment.store(at + i, m + i, count);
-    if (second) second_moment.store(at + i, v + i, count);
+    if (moments > 0) first_moment.store(at + i, m + i, count);
+    if (moments > 1) second_moment.store(at + i, v + i, count);
+    if (moments > 2) third_moment.store(at + i, w + i, count);
   }
   for (int64_t i = 0; i < n; ++i) {
     const float d = direction(rule, m[i], advanced[i]);

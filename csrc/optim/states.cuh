@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The moments of a block of 256 elements in each store, held by one warp: a lane has two times four
-// neighbours. Rules without a second moment leave v alone.
+// neighbours. `moments` says how many of m, v, w the rule has; the others are left alone.
 #pragma once
 #include "base/vector4.cuh"
 #include "optim/fused_step.h"
@@ -22,22 +22,29 @@ struct FloatStates {
   static __device__ __forceinline__ void prepare(Shared*) {}
 
   __device__ __forceinline__ void load(const StepTensor& t, int64_t block, const Lane& l,
-                                       bool second, float m[2][4], float v[2][4]) const {
+                                       int moments, float m[2][4], float v[2][4],
+                                       float w[2][4]) const {
     const bool m_vectors = aligned(t.m, 16), v_vectors = aligned(t.v, 16);
+    const bool w_vectors = aligned(t.w, 16);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      load4(t.m + block * kStepBlock + l.at(h), l.live(h), m_vectors, m[h]);
-      if (second) load4(t.v + block * kStepBlock + l.at(h), l.live(h), v_vectors, v[h]);
+      const int64_t at = block * kStepBlock + l.at(h);
+      if (moments > 0) load4(t.m + at, l.live(h), m_vectors, m[h]);
+      if (moments > 1) load4(t.v + at, l.live(h), v_vectors, v[h]);
+      if (moments > 2) load4(t.w + at, l.live(h), w_vectors, w[h]);
     }
   }
   __device__ __forceinline__ void store(const StepTensor& t, int64_t block, const Lane& l,
-                                        bool second, const float m[2][4],
-                                        const float v[2][4]) const {
+                                        int moments, const float m[2][4], const float v[2][4],
+                                        const float w[2][4]) const {
     const bool m_vectors = aligned(t.m, 16), v_vectors = aligned(t.v, 16);
+    const bool w_vectors = aligned(t.w, 16);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      store4(t.m + block * kStepBlock + l.at(h), l.live(h), m_vectors, m[h]);
-      if (second) store4(t.v + block * kStepBlock + l.at(h), l.live(h), v_vectors, v[h]);
+      const int64_t at = block * kStepBlock + l.at(h);
+      if (moments > 0) store4(t.m + at, l.live(h), m_vectors, m[h]);
+      if (moments > 1) store4(t.v + at, l.live(h), v_vectors, v[h]);
+      if (moments > 2) store4(t.w + at, l.live(h), w_vectors, w[h]);
     }
   }
 };
@@ -59,15 +66,18 @@ class Dynamic8States {
   }
 
   __device__ __forceinline__ void load(const StepTensor& t, int64_t block, const Lane& l,
-                                       bool second, float m[2][4], float v[2][4]) const {
-    load_one<true>(t.m_codes, t.m_absmax, block, l, m);
-    if (second) load_one<false>(t.v_codes, t.v_absmax, block, l, v);
+                                       int moments, float m[2][4], float v[2][4],
+                                       float w[2][4]) const {
+    if (moments > 0) load_one<true>(t.m_codes, t.m_absmax, block, l, m);
+    if (moments > 1) load_one<false>(t.v_codes, t.v_absmax, block, l, v);
+    if (moments > 2) load_one<true>(t.w_codes, t.w_absmax, block, l, w);
   }
   __device__ __forceinline__ void store(const StepTensor& t, int64_t block, const Lane& l,
-                                        bool second, const float m[2][4],
-                                        const float v[2][4]) const {
-    store_one<true>(t.m_codes, t.m_absmax, block, l, m);
-    if (second) store_one<false>(t.v_codes, t.v_absmax, block, l, v);
+                                        int moments, const float m[2][4], const float v[2][4],
+                                        const float w[2][4]) const {
+    if (moments > 0) store_one<true>(t.m_codes, t.m_absmax, block, l, m);
+    if (moments > 1) store_one<false>(t.v_codes, t.v_absmax, block, l, v);
+    if (moments > 2) store_one<true>(t.w_codes, t.w_absmax, block, l, w);
   }
 
  private:
@@ -120,15 +130,18 @@ class Dynamic4States {
   static_assert(quant::kMap4Block == 128, "a half");
 
   __device__ __forceinline__ void load(const StepTensor& t, int64_t block, const Lane& l,
-                                       bool second, float m[2][4], float v[2][4]) const {
-    load_one<true>(t.m_codes, t.m_absmax, block, l, m);
-    if (second) load_one<false>(t.v_codes, t.v_absmax, block, l, v);
+                                       int moments, float m[2][4], float v[2][4],
+                                       float w[2][4]) const {
+    if (moments > 0) load_one<true>(t.m_codes, t.m_absmax, block, l, m);
+    if (moments > 1) load_one<false>(t.v_codes, t.v_absmax, block, l, v);
+    if (moments > 2) load_one<true>(t.w_codes, t.w_absmax, block, l, w);
   }
   __device__ __forceinline__ void store(const StepTensor& t, int64_t block, const Lane& l,
-                                        bool second, const float m[2][4],
-                                        const float v[2][4]) const {
-    store_one<true>(t.m_codes, t.m_absmax, block, l, m);
-    if (second) store_one<false>(t.v_codes, t.v_absmax, block, l, v);
+                                        int moments, const float m[2][4], const float v[2][4],
+                                        const float w[2][4]) const {
+    if (moments > 0) store_one<true>(t.m_codes, t.m_absmax, block, l, m);
+    if (moments > 1) store_one<false>(t.v_codes, t.v_absmax, block, l, v);
+    if (moments > 2) store_one<true>(t.w_codes, t.w_absmax, block, l, w);
   }
 
  private:

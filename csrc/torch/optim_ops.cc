@@ -98,25 +98,30 @@ StateKind state_kind(int64_t bits) {
   return bits == 32 ? StateKind::f32 : bits == 8 ? StateKind::dynamic8 : StateKind::dynamic4;
 }
 
-// The moments of a whole list: float32 tensors, or codes and absmax; vs are empty for rules without
-// a second moment.
+// The moments of a whole list: float32 tensors, or codes and absmax; lists of moments that the rule
+// does not have are empty.
 struct States {
-  const List &ms, &vs, &m_absmax, &v_absmax;
+  const List &ms, &vs, &ws, &m_absmax, &v_absmax, &w_absmax;
   int64_t bits;
 
   void set(std::vector<StepTensor>& list, const optim::StepRule& rule) const {
     const StateKind kind = state_kind(bits);
-    const size_t n = list.size(), second = optim::has_second_moment(rule.kind) ? n : 0;
-    const bool coded = kind != StateKind::f32;
-    length(ms, n, "ms"), length(vs, second, "vs");
-    length(m_absmax, coded ? n : 0, "m_absmax"), length(v_absmax, coded ? second : 0, "v_absmax");
-    no_repeats(ms, "ms"), no_repeats(vs, "vs");
+    const size_t n = list.size();
+    const int moments = optim::moment_count(rule.kind);
+    const size_t first = moments > 0 ? n : 0, second = moments > 1 ? n : 0;
+    const size_t third = moments > 2 ? n : 0, coded = kind != StateKind::f32;
+    length(ms, first, "ms"), length(vs, second, "vs"), length(ws, third, "ws");
+    length(m_absmax, coded * first, "m_absmax"), length(v_absmax, coded * second, "v_absmax");
+    length(w_absmax, coded * third, "w_absmax");
+    no_repeats(ms, "ms"), no_repeats(vs, "vs"), no_repeats(ws, "ws");
     no_repeats(m_absmax, "m_absmax"), no_repeats(v_absmax, "v_absmax");
+    no_repeats(w_absmax, "w_absmax");
     for (size_t i = 0; i < n; ++i) {
       StepTensor& t = list[i];
       t.states = kind;
-      one(ms, m_absmax, i, t.n, t.m, t.m_codes, t.m_absmax, "ms", "m_absmax");
+      if (first != 0) one(ms, m_absmax, i, t.n, t.m, t.m_codes, t.m_absmax, "ms", "m_absmax");
       if (second != 0) one(vs, v_absmax, i, t.n, t.v, t.v_codes, t.v_absmax, "vs", "v_absmax");
+      if (third != 0) one(ws, w_absmax, i, t.n, t.w, t.w_codes, t.w_absmax, "ws", "w_absmax");
     }
   }
 
@@ -148,24 +153,25 @@ Tensor run(const List& like, const std::vector<StepTensor>& list, const optim::S
   return skipped;
 }
 
-Tensor fused_step(const List& ps, const List& gs, const List& ms, const List& vs,
-                  const List& m_absmax, const List& v_absmax, int64_t rule, int64_t bits,
-                  const std::vector<double>& scalars, bool stochastic, int64_t seed, int64_t step,
-                  const std::vector<int64_t>& params, const std::vector<int64_t>& offsets) {
+Tensor fused_step(const List& ps, const List& gs, const List& ms, const List& vs, const List& ws,
+                  const List& m_absmax, const List& v_absmax, const List& w_absmax, int64_t rule,
+                  int64_t bits, const std::vector<double>& scalars, bool stochastic, int64_t seed,
+                  int64_t step, const std::vector<int64_t>& params,
+                  const std::vector<int64_t>& offsets) {
   const auto made = optim::make_rule(rule, scalars);
   std::vector<StepTensor> list;
   set_weights(list, ps, gs, stochastic, params, offsets);
-  States{ms, vs, m_absmax, v_absmax, bits}.set(list, made);
+  States{ms, vs, ws, m_absmax, v_absmax, w_absmax, bits}.set(list, made);
   return run(ps, list, made, seed, step);
 }
 
-Tensor fused_direction(const List& rs, const List& ms, const List& vs, const List& m_absmax,
-                       const List& v_absmax, int64_t rule, int64_t bits,
-                       const std::vector<double>& scalars) {
+Tensor fused_direction(const List& rs, const List& ms, const List& vs, const List& ws,
+                       const List& m_absmax, const List& v_absmax, const List& w_absmax,
+                       int64_t rule, int64_t bits, const std::vector<double>& scalars) {
   const auto made = optim::make_rule(rule, scalars);
   std::vector<StepTensor> list;
   set_directions(list, rs);
-  States{ms, vs, m_absmax, v_absmax, bits}.set(list, made);
+  States{ms, vs, ws, m_absmax, v_absmax, w_absmax, bits}.set(list, made);
   return run(rs, list, made, 0, 0);
 }
 
@@ -194,12 +200,16 @@ void apply_update(const List& ps, const List& us, double alpha, double decay_bef
 STABLE_TORCH_LIBRARY_FRAGMENT(lowtide, m) {
   // rule: optim::RuleKind; scalars: the arguments of its make_*_rule; bits of a moment: 32, 8 or 4.
   m.def(
-      "fused_step_(Tensor(a!)[] ps, Tensor[] gs, Tensor(b!)[] ms, Tensor(c!)[] vs, Tensor(d!)[] "
-      "m_absmax, Tensor(e!)[] v_absmax, int rule, int bits, float[] scalars, bool stochastic, int "
+      "fused_step_(Tensor(a!)[] ps, Tensor[] gs, Tensor(b!)[] ms, Tensor(c!)[] vs, Tensor(f!)[] "
+      "ws, Tensor(d!)[] "
+      "m_absmax, Tensor(e!)[] v_absmax, Tensor(g!)[] w_absmax, int rule, int bits, float[] "
+      "scalars, bool stochastic, int "
       "seed, int step, int[] params, int[] offsets=[]) -> Tensor");
   m.def(
-      "fused_direction_(Tensor(a!)[] rs, Tensor(b!)[] ms, Tensor(c!)[] vs, Tensor(d!)[] m_absmax, "
-      "Tensor(e!)[] v_absmax, int rule, int bits, float[] scalars) -> Tensor");
+      "fused_direction_(Tensor(a!)[] rs, Tensor(b!)[] ms, Tensor(c!)[] vs, Tensor(f!)[] ws, "
+      "Tensor(d!)[] m_absmax, "
+      "Tensor(e!)[] v_absmax, Tensor(g!)[] w_absmax, int rule, int bits, float[] scalars) -> "
+      "Tensor");
   m.def(
       "apply_update_(Tensor(a!)[] ps, Tensor[] us, float alpha, float decay_before, float "
       "decay_after, bool stochastic, int seed, int step, int[] params, int[] offsets=[]) -> ()");

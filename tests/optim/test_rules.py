@@ -22,8 +22,11 @@ SCALARS: dict[str, dict[str, float]] = {
     "adabelief": {"a": 1e-2, "s": 3.0, "eps": 1e-16, "beta1": 0.9, "beta2": 0.999},
     "lion": {"a": 1e-2, "beta1": 0.9, "beta2": 0.99},
     "sgd": {"a": 1e-2, "momentum": 0.9, "weight": 1.0, "nesterov": 1.0},
+    "sign": {"a": 1e-2},
+    "diffgrad": {"a": 1e-2, "s": 3.0, "eps": 1e-8, "beta1": 0.9, "beta2": 0.999},
 }
-SECOND = ("adam", "adabelief")
+MOMENTS = {"adam": 2, "adabelief": 2, "lion": 1, "sgd": 1, "sign": 0, "diffgrad": 3}
+LISTS = ("ms", "vs", "ws", "m_absmax", "v_absmax", "w_absmax")
 SIZES = [0, 1, 15, 127, 128, 129, 255, 257, 1000, 40001]
 
 
@@ -33,8 +36,9 @@ def noise(n: int, seed: int) -> Tensor:
 
 def states(rule: str, bits: int, n: int) -> dict[str, Any]:
     """Zero moments as the ops take them."""
-    out: dict[str, Any] = {"rule": rule, "bits": bits}
-    for name, zero in (("m", {8: 127, 4: 0x77, 32: 0}[bits]), ("v", 0))[: 2 if rule in SECOND else 1]:
+    out: dict[str, Any] = {"rule": rule, "bits": bits, "ms": []}
+    both = {8: 127, 4: 0x77, 32: 0}[bits]
+    for name, zero in (("m", both), ("v", 0), ("w", both))[: MOMENTS[rule]]:
         if bits == 32:
             out[f"{name}s"] = [torch.zeros(n)]
         else:
@@ -180,7 +184,7 @@ def test_a_tensor_stepped_in_shards_equals_the_whole(rule: str, bits: int, dtype
             ops.fused_step_([p[a:b]], [g[a:b]], **shard, **SCALARS[rule], **where)
             ops.apply_update_([p[a:b]], [g[a:b].float()], alpha=-1e-3, **where)
     assert torch.equal(p, whole)
-    for name in ("ms", "vs", "m_absmax", "v_absmax"):
+    for name in LISTS:
         if name in kept:
             parts = [t for shard in shards for t in shard[name]]
             assert torch.equal(torch.cat(parts), kept[name][0]) if parts else not kept[name]
@@ -188,8 +192,7 @@ def test_a_tensor_stepped_in_shards_equals_the_whole(rule: str, bits: int, dtype
 
 def op_arguments(name: str, rule: str, bits: int) -> tuple[Any, ...]:
     kept = [states(rule, bits, n) for n in (300, 5)]
-    lists = [[k.get(part, [None])[0] for k in kept] for part in ("ms", "vs", "m_absmax", "v_absmax")]
-    lists = [[] if x[0] is None else x for x in lists]
+    lists = [[k[part][0] for k in kept if k.get(part)] for part in LISTS]
     scalars = [*SCALARS[rule].values(), 0.99, 1.0]
     head = [noise(300, 1), noise(5, 2)]
     kernel = [list(SCALARS).index(rule), bits, scalars]
@@ -209,8 +212,7 @@ def test_opcheck(name: str, rule: str, bits: int) -> None:
 @pytest.mark.parametrize("bits", [32, 8, 4])
 def test_direct_calls_that_do_not_fit_are_refused(rule: str, bits: int) -> None:
     name = "fused_step_"
-    lists = 6 if bits < 32 else 4
-    for position in range(1, lists):
+    for position in range(1, 8):
         args = list(op_arguments(name, rule, bits))
         if not args[position]:
             continue
@@ -220,7 +222,7 @@ def test_direct_calls_that_do_not_fit_are_refused(rule: str, bits: int) -> None:
         args[position] = args[position][:1]
         with pytest.raises(RuntimeError, match="must list"):
             getattr(torch.ops.lowtide, name)(*args)
-    for position, value in ((6, 7), (7, 16), (8, [1.0])):
+    for position, value in ((8, 7), (9, 16), (10, [1.0] * 4)):
         args = list(op_arguments(name, rule, bits))
         args[position] = value
         with pytest.raises(RuntimeError, match=r"must be|wrong length"):
@@ -233,16 +235,16 @@ def test_compiles_without_graph_breaks(rule: str) -> None:
 
     def f(p: Tensor, g: Tensor, kept: list[Tensor]) -> Tensor:
         q, r = p * 2, g.clone()
-        m, m_absmax = [kept[0]], [kept[1]]
-        v, v_absmax = ([kept[2]], [kept[3]]) if rule in SECOND else ([], [])
-        skipped = ops.fused_step_([q], [g], m, v, m_absmax, v_absmax, rule=rule, bits=4, **SCALARS[rule])
-        ops.fused_direction_([r], m, v, m_absmax, v_absmax, rule=rule, bits=4, **SCALARS[rule])
+        has = MOMENTS[rule]
+        named = dict(zip(LISTS, ([x] for x in (*kept[:has], *[None] * (3 - has), *kept[has:])), strict=False))
+        named = {"ms": [], **{k: x for k, x in named.items() if x != [None]}}
+        skipped = ops.fused_step_([q], [g], **named, rule=rule, bits=4, **SCALARS[rule])
+        ops.fused_direction_([r], **named, rule=rule, bits=4, **SCALARS[rule])
         return q + skipped + r
 
     def arguments() -> tuple[Tensor, Tensor, list[Tensor]]:
         k = states(rule, 4, n)
-        names = ("ms", "m_absmax", "vs", "v_absmax")
-        return noise(n, 0), noise(n, 1), [k[x][0] for x in names if x in k]
+        return noise(n, 0), noise(n, 1), [k[x][0] for x in LISTS if k.get(x)]
 
     got_args, want_args = arguments(), arguments()
     got = torch.compile(f, fullgraph=True, backend="aot_eager")(*got_args)

@@ -15,6 +15,8 @@ rule            moments                                              direction d
 ``adabelief``   m as adam, v = beta2 v + (1 - beta2)(g - m)^2 + eps   a m / (sqrt(v) s + eps)
 ``lion``        m = beta2 m + (1 - beta2) g, after the direction     a sign(beta1 m + (1 - beta1) g)
 ``sgd``         m = momentum m + weight g                            a m, or a (g + momentum m): nesterov
+``sign``        none                                                 a sign(g)
+``diffgrad``    m, v as adam, w = g after the direction               adam's / (1 + exp(-|w - g|))
 ==============  ===================================================  ====================================
 
 torch's form of Adam is ``a = lr / bc1, s = 1 / sqrt(bc2)``; the Hugging Face and GaLore form
@@ -27,6 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -52,9 +55,12 @@ _SCALARS = {
     "adabelief": ("a", "s", "eps", "beta1", "beta2"),
     "lion": ("a", "beta1", "beta2"),
     "sgd": ("a", "momentum", "weight", "nesterov"),
+    "sign": ("a",),
+    "diffgrad": ("a", "s", "eps", "beta1", "beta2"),
 }
 _RULES = tuple(_SCALARS)
-_SECOND_MOMENT = ("adam", "adabelief")
+#: How many of the moments m, v, w a rule has.
+_MOMENTS = {"adam": 2, "adabelief": 2, "lion": 1, "sgd": 1, "sign": 0, "diffgrad": 3}
 
 
 def _check(
@@ -139,20 +145,18 @@ def _check_states(
     rule: str,
     bits: int,
     numels: list[int],
-    ms: Sequence[Tensor],
-    vs: Sequence[Tensor],
-    m_absmax: Sequence[Tensor],
-    v_absmax: Sequence[Tensor],
+    moments: Sequence[Sequence[Tensor]],
+    absmaxes: Sequence[Sequence[Tensor]],
 ) -> None:
     if bits not in (32, 8, 4):
         raise LowtideValueError(f"bits must be 32, 8 or 4, got {bits!r}")
-    second = numels if rule in _SECOND_MOMENT else []
-    for name, moments, absmax, sizes in (("m", ms, m_absmax, numels), ("v", vs, v_absmax, second)):
+    for i, (name, tensors, absmax) in enumerate(zip("mvw", moments, absmaxes, strict=True)):
+        sizes = numels if i < _MOMENTS[rule] else []
         if bits == 32:
-            _check(f"{name}s", moments, sizes, _F32)
+            _check(f"{name}s", tensors, sizes, _F32)
             _check(f"{name}_absmax", absmax, [], _F32)
         else:
-            _check(f"{name}_codes", moments, [row_bytes(n, bits) for n in sizes], _CODES)
+            _check(f"{name}_codes", tensors, [row_bytes(n, bits) for n in sizes], _CODES)
             _check(f"{name}_absmax", absmax, [-(-n // STATE_BLOCK[bits]) for n in sizes], _F32)
 
 
@@ -167,6 +171,8 @@ def fused_step_(
     vs: Sequence[Tensor] = (),
     m_absmax: Sequence[Tensor] = (),
     v_absmax: Sequence[Tensor] = (),
+    ws: Sequence[Tensor] = (),
+    w_absmax: Sequence[Tensor] = (),
     *,
     rule: str,
     bits: int = 32,
@@ -183,12 +189,12 @@ def fused_step_(
 
     Args:
         ps: float32 or bfloat16 weights, contiguous. gs: gradients, float32 or bfloat16.
-        ms, vs: moments: float32 tensors, or uint8 codes (laid out as one row of a packed matrix) with ``m_absmax, v_absmax``, float32,
-            one for each :data:`STATE_BLOCK`. Empty where a rule has no second moment. The weight sees the moments before
+        ms, vs, ws: moments: float32 tensors, or uint8 codes (laid out as one row of a packed matrix) with ``m_absmax, v_absmax,
+            w_absmax``, float32, one for each :data:`STATE_BLOCK`. Empty where a rule has fewer. The weight sees the moments before
             they are rounded. A positive second moment is never stored as zero.
-        rule: ``adam, adabelief, lion`` or ``sgd``; ``scalars`` are its numbers (module docstring).
+        rule: ``adam, adabelief, lion, sgd, sign`` or ``diffgrad``; ``scalars`` are its numbers (module docstring).
         bits: 32, 8 or 4: how moments are stored. Zero moments are absmax 0 with codes 127 (8 bits) or 0x77 (4 bits) in
-            ``ms`` and 0 in ``vs``.
+            ``ms`` and ``ws`` and 0 in ``vs``.
         stochastic: round bfloat16 weights stochastically; ``seed, step, params`` address the random bits.
         params: a stable id for each tensor, required when ``stochastic``.
         offsets: for shards: the position of each one's first element in the whole tensor, flattened; multiples of
@@ -208,14 +214,14 @@ def fused_step_(
     _scalars(decay_before=decay_before, decay_after=decay_after)
     _check("ps", ps, numels, _WEIGHT)
     _check("gs", gs, numels, _WEIGHT)
-    _check_states(rule, bits, numels, ms, vs, m_absmax, v_absmax)
+    states = [list(x) for x in (ms, vs, ws, m_absmax, v_absmax, w_absmax)]
+    _check_states(rule, bits, numels, states[:3], states[3:])
     address = _address(stochastic, seed, step, params, offsets, len(ps))
     check_mutable(ps, "ps")
-    states = [list(ms), list(vs), list(m_absmax), list(v_absmax)]
     skipped: Tensor = _op.fused_step_(
         list(ps), gs, *states, _RULES.index(rule), bits, [*values, decay_before, decay_after], *address
     )
-    mutated(*ps, *ms, *vs, *m_absmax, *v_absmax)
+    mutated(*ps, *chain.from_iterable(states))
     return skipped
 
 
@@ -225,6 +231,8 @@ def fused_direction_(
     vs: Sequence[Tensor] = (),
     m_absmax: Sequence[Tensor] = (),
     v_absmax: Sequence[Tensor] = (),
+    ws: Sequence[Tensor] = (),
+    w_absmax: Sequence[Tensor] = (),
     *,
     rule: str,
     bits: int = 32,
@@ -242,11 +250,11 @@ def fused_direction_(
     numels = _numels(rs)
     values = _rule_scalars(rule, scalars)
     _check("rs", rs, numels, _F32)
-    _check_states(rule, bits, numels, ms, vs, m_absmax, v_absmax)
+    states = [list(x) for x in (ms, vs, ws, m_absmax, v_absmax, w_absmax)]
+    _check_states(rule, bits, numels, states[:3], states[3:])
     check_mutable(rs, "rs")
-    states = [list(ms), list(vs), list(m_absmax), list(v_absmax)]
     skipped: Tensor = _op.fused_direction_(list(rs), *states, _RULES.index(rule), bits, [*values, 1.0, 1.0])
-    mutated(*rs, *ms, *vs, *m_absmax, *v_absmax)
+    mutated(*rs, *chain.from_iterable(states))
     return skipped
 
 

@@ -33,18 +33,23 @@ from lowtide.optim.presets import (
     APOLLO,
     FRUGAL,
     SGD,
+    SGDP,
     AdaBelief,
     AdaBelief8bit,
     Adafactor,
     AdamMini,
     AdamMini8bit,
+    AdamP,
     AdamW,
     AdamW4bit,
     AdamW8bit,
     APOLLOMini,
     DCTAdamW,
+    DiffGrad,
+    DiffGrad8bit,
     FiraAdamW,
     Flora,
+    GaLore,
     GaLoreAdafactor,
     GaLoreAdamW,
     GaLoreAdamW8bit,
@@ -57,6 +62,8 @@ from lowtide.optim.presets import (
     LotusAdamW,
     QGaLoreAdamW,
     SGD8bit,
+    SignSGD,
+    Signum,
     SubTrack,
 )
 from lowtide.optim.refresh import Displacement, EveryT, LazyDoubling, RefreshRequest
@@ -68,8 +75,9 @@ from lowtide.optim.residuals import (
     ScaledResidual,
     SignResidual,
 )
-from lowtide.optim.rules import AdaBeliefRule, AdamRule, LionRule, Rule, SGDRule
+from lowtide.optim.rules import AdaBeliefRule, AdamRule, DiffGradRule, LionRule, Rule, SGDRule, SignRule
 from lowtide.optim.rules_factored import AdafactorRule, AdamMiniRule
+from lowtide.optim.scale_invariant import ScaleInvariant
 from lowtide.optim.stablemax import StableMaxCrossEntropy, log_stablemax, stablemax
 from lowtide.optim.stores import BasisStore, StateStore
 from lowtide.optim.subspaces import (
@@ -94,6 +102,7 @@ __all__ = [
     "APOLLO",
     "FRUGAL",
     "SGD",
+    "SGDP",
     "APOLLOMini",
     "AdaBelief",
     "AdaBelief8bit",
@@ -103,6 +112,7 @@ __all__ = [
     "AdamMini",
     "AdamMini8bit",
     "AdamMiniRule",
+    "AdamP",
     "AdamRule",
     "AdamW",
     "AdamW4bit",
@@ -113,6 +123,9 @@ __all__ = [
     "Constraint",
     "Cosines",
     "DCTAdamW",
+    "DiffGrad",
+    "DiffGrad8bit",
+    "DiffGradRule",
     "Displacement",
     "Drop",
     "ErrorFeedback",
@@ -122,6 +135,7 @@ __all__ = [
     "Fixed",
     "Flora",
     "GRASSAdamW",
+    "GaLore",
     "GaLoreAdafactor",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
@@ -157,9 +171,13 @@ __all__ = [
     "SGD8bit",
     "SGDRule",
     "SampledIndices",
+    "ScaleInvariant",
     "ScaledGradient",
     "ScaledResidual",
     "SignResidual",
+    "SignRule",
+    "SignSGD",
+    "Signum",
     "StableMaxCrossEntropy",
     "Stale",
     "StateStore",

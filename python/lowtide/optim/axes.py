@@ -24,6 +24,8 @@ from lowtide.optim.subspaces import Subspace
 from lowtide.optim.subspaces_two_sided import TwoSided, check_two_sided
 from lowtide.optim.transports import Reset, Rotate, Transport
 
+#: How the fused kernels call the first, second and third moment.
+_CODES, _ABSMAX = ("ms", "vs", "ws"), ("m_absmax", "v_absmax", "w_absmax")
 State: TypeAlias = "dict[str, Any]"
 
 
@@ -81,7 +83,8 @@ class Axes:
         if isinstance(self.transport, Rotate):
             if self.subspace.kind not in ("dense", "indices"):
                 raise LowtideValueError("transport Rotate needs bases that are stored; use Stale or Reset")
-            if (len(self.rule.moments) > 1 or self.rule.factor_names) and not isinstance(self.rule, AdamRule):
+            more = len(self.rule.moments) > 1 or self.rule.factor_names
+            if more and type(self.rule) is not AdamRule:
                 raise LowtideValueError(
                     f"transport Rotate knows Adam's second moment, not that of {type(self.rule).__name__}; use Reset"
                 )
@@ -191,6 +194,8 @@ class Axes:
             (store or self.store).create(state, name, shape, signed)
         for name, size in rule.factors(shape).items():
             state[name] = torch.zeros(size, dtype=torch.float32)
+        if len(state) == 1:
+            state["dim"] = shape.numel()  # nothing else says whether a saved state fits
 
     def direction_(
         self, rule: Rule, rs: list[Tensor], states: list[State], step: int, gs: list[Tensor] | None = None
@@ -226,9 +231,9 @@ class Axes:
             return {"ms": []}
         if names[0] in states[0]:
             lists = [[s[name] for s in states] for name in names]
-            return dict(zip(("ms", "vs"), lists, strict=False))
+            return dict(zip(_CODES, lists, strict=False))
         coded: dict[str, Any] = {"bits": STATE_BITS[self.store.kind]}
-        for name, codes, absmax in zip(names, ("ms", "vs"), ("m_absmax", "v_absmax"), strict=False):
+        for name, codes, absmax in zip(names, _CODES, _ABSMAX, strict=False):
             coded[codes] = [s[f"{name}.codes"] for s in states]
             coded[absmax] = [s[f"{name}.absmax"] for s in states]
         return coded

@@ -28,7 +28,8 @@ SHORT_NAMES = {
     "galore": "GaLoreAdamW", "galore8bit": "GaLoreAdamW8bit", "qgalore": "QGaLoreAdamW", "fira": "FiraAdamW",
     "frugal": "FRUGAL", "apollo": "APOLLO", "apollo-mini": "APOLLOMini", "ldadam": "LDAdam", "dct": "DCTAdamW",
     "grass": "GRASSAdamW", "subtrack": "SubTrack", "golore": "GoLoreAdamW", "lotus": "LotusAdamW", "flora": "Flora",
-    "gradnormlorp": "GradNormLoRP",
+    "gradnormlorp": "GradNormLoRP", "signsgd": "SignSGD", "signum": "Signum", "diffgrad": "DiffGrad", "diffgrad8bit": "DiffGrad8bit",
+    "adamp": "AdamP", "sgdp": "SGDP",
 }  # fmt: skip
 METHODS = tuple(SHORT_NAMES)
 #: Arguments that a class cannot do without; bytes do not depend on them.

@@ -38,10 +38,12 @@ class Rule(Protocol):
         momentum_decay: how much of the first moment stays in a step.
     """
 
-    kernel: ClassVar[str]
     fused: ClassVar[bool]
     hyper: ClassVar[tuple[str, ...]]
     factor_names: ClassVar[tuple[str, ...]]
+
+    @property
+    def kernel(self) -> str: ...  # noqa: D102
 
     @property
     def moments(self) -> tuple[tuple[str, bool], ...]: ...  # noqa: D102
@@ -77,7 +79,11 @@ class _Fused:
 
     fused: ClassVar[bool] = True
     factor_names: ClassVar[tuple[str, ...]] = ()
-    moments: ClassVar[tuple[tuple[str, bool], ...]]
+
+    @property
+    def moments(self) -> tuple[tuple[str, bool], ...]:
+        """See :class:`Rule`."""
+        raise NotImplementedError
 
     @property
     def first_moment(self) -> str | None:
@@ -266,3 +272,67 @@ class SGDRule(_Fused):
         """The kernel's numbers for ``step`` (counted from 1)."""
         weight = 1.0 if step == 1 else 1.0 - self.dampening
         return {"a": lr, "momentum": self.momentum, "weight": weight, "nesterov": float(self.nesterov)}
+
+
+@dataclass(frozen=True)
+class SignRule(_Fused):
+    """signSGD, and with momentum Signum (Bernstein et al., ICML 2018, arXiv 1802.04434, algorithms 1 and 2)::
+
+        direction = sign(g)                                        momentum 0: no state at all
+        m = momentum m + (1 - momentum) g,  direction = sign(m)
+
+    Signs depend on the basis: in a subspace this is not signSGD of the gradient.
+
+    Attributes:
+        momentum: in [0, 1).
+    """
+
+    momentum: float = 0.0
+
+    hyper: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.momentum < 1.0:
+            raise LowtideValueError(f"momentum must be in [0, 1), got {self.momentum!r}")
+
+    @property
+    def kernel(self) -> str:
+        """Signum is Lion with one beta for direction and moment."""
+        return "lion" if self.momentum else "sign"
+
+    @property
+    def moments(self) -> tuple[tuple[str, bool], ...]:
+        """See :class:`Rule`."""
+        return (("momentum_buffer", True),) if self.momentum else ()
+
+    @property
+    def first_moment(self) -> str | None:
+        """See :class:`Rule`."""
+        return "momentum_buffer" if self.momentum else None
+
+    @property
+    def momentum_decay(self) -> float:
+        """How much of the first moment stays in a step."""
+        return self.momentum
+
+    def scalars(self, step: int, lr: float = 1.0) -> dict[str, Any]:
+        """The kernel's numbers; every step has the same."""
+        return {"a": lr, "beta1": self.momentum, "beta2": self.momentum} if self.momentum else {"a": lr}
+
+
+@dataclass(frozen=True)
+class DiffGradRule(AdamRule):
+    """diffGrad (Dubey et al., IEEE TNNLS 2020, arXiv 1909.11015, equations 8 to 10): Adam, slowed down to a half where the
+    gradient changes little from one step to the next; the gradient of the last step is a third state::
+
+        direction = 1 / (1 + exp(-|g_last - g|)) m / bc1 / (sqrt(v / bc2) + eps)
+
+    The gradient before the first step counts as 0. Attributes as :class:`AdamRule`.
+    """
+
+    kernel: ClassVar[str] = "diffgrad"
+    moments: ClassVar[tuple[tuple[str, bool], ...]] = (
+        ("exp_avg", True),
+        ("exp_avg_sq", False),
+        ("previous_grad", True),
+    )

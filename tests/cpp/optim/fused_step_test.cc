@@ -18,7 +18,8 @@ namespace {
 using namespace ::lowtide::testing;
 
 constexpr uint64_t kSeed = 77, kStep = 5;
-constexpr RuleKind kRules[] = {RuleKind::adam, RuleKind::adabelief, RuleKind::lion, RuleKind::sgd};
+constexpr RuleKind kRules[] = {RuleKind::adam, RuleKind::adabelief, RuleKind::lion,
+                               RuleKind::sgd,  RuleKind::sign,      RuleKind::diffgrad};
 constexpr StateKind kStates[] = {StateKind::f32, StateKind::dynamic8, StateKind::dynamic4};
 
 StepRule rule(RuleKind kind = RuleKind::adam, double before = 0.999, double after = 1.0,
@@ -31,6 +32,10 @@ StepRule rule(RuleKind kind = RuleKind::adam, double before = 0.999, double afte
       return make_adabelief_rule(1e-2, s, eps * 1e-8, 0.9, 0.999, before, after);
     case RuleKind::lion:
       return make_lion_rule(1e-2, 0.9, 0.99, before, after);
+    case RuleKind::sign:
+      return make_sign_rule(1e-2, before, after);
+    case RuleKind::diffgrad:
+      return make_diffgrad_rule(1e-2, s, eps, 0.9, 0.999, before, after);
     case RuleKind::sgd:
       break;
   }
@@ -45,9 +50,9 @@ struct Case {
   bool direction;
   Weights p;
   Dtype g_dtype;
-  std::vector<float> g, m, v, m_absmax, v_absmax;
+  std::vector<float> g, m, v, w, m_absmax, v_absmax, w_absmax;
   std::vector<uint16_t> g16;
-  std::vector<uint8_t> m_codes, v_codes;
+  std::vector<uint8_t> m_codes, v_codes, w_codes;
 
   Case(int64_t n_, RuleKind rule_kind, StateKind state_kind, WeightStore store = WeightStore::f32,
        Dtype g_type = Dtype::f32, bool dir = false)
@@ -60,24 +65,29 @@ struct Case {
     set_gradient(noise(n, 4));
     m = noise(n, 2);
     v = noise(n, 3);
+    w = noise(n, 5);
     for (auto& x : m) x *= 1e-3f;
     for (auto& x : v) x = x * x * 1e-6f;
     if (states == StateKind::f32) return;
-    m_codes.resize(static_cast<size_t>(bytes(n))), v_codes = m_codes;
-    m_absmax.resize(static_cast<size_t>(parts(n))), v_absmax = m_absmax;
+    m_codes.resize(static_cast<size_t>(bytes(n))), v_codes = w_codes = m_codes;
+    m_absmax.resize(static_cast<size_t>(parts(n))), v_absmax = w_absmax = m_absmax;
     if (states == StateKind::dynamic8) {
       const quant::GroupShape row{.rows = 1, .cols = n, .group = quant::kDynamicBlock, .bits = 8};
       quant::quantize_map(m.data(), quant::FloatType::f32, quant::LevelMap::dynamic8,
                           {m_codes.data(), m_absmax.data(), nullptr, row}, {});
       quant::quantize_map(v.data(), quant::FloatType::f32, quant::LevelMap::dynamic8_unsigned,
                           {v_codes.data(), v_absmax.data(), nullptr, row}, {});
+      quant::quantize_map(w.data(), quant::FloatType::f32, quant::LevelMap::dynamic8,
+                          {w_codes.data(), w_absmax.data(), nullptr, row}, {});
     } else {
       for (size_t i = 0; i < m_codes.size(); ++i)
         m_codes[i] = static_cast<uint8_t>(i * 37 + 11), v_codes[i] = static_cast<uint8_t>(i * 101);
+      for (size_t i = 0; i < w_codes.size(); ++i) w_codes[i] = static_cast<uint8_t>(i * 59 + 3);
       for (size_t i = 0; i < m_absmax.size(); ++i)
         m_absmax[i] = 1e-3f / static_cast<float>(i + 1), v_absmax[i] = i % 5 == 4 ? 0.0f : 1e-6f;
+      for (size_t i = 0; i < w_absmax.size(); ++i) w_absmax[i] = i % 5 == 3 ? 0.0f : 0.9f;
     }
-    m.clear(), v.clear();
+    m.clear(), v.clear(), w.clear();
   }
   int64_t bytes(int64_t count) const {
     return states == StateKind::dynamic4 ? quant::int4_bytes(count) : count;
@@ -85,7 +95,9 @@ struct Case {
   int64_t parts(int64_t count) const {
     return (count + state_block(states) - 1) / state_block(states);
   }
+  bool first_moment() const { return moment_count(kind) > 0; }
   bool second() const { return has_second_moment(kind); }
+  bool third() const { return moment_count(kind) > 2; }
   void set_gradient(const std::vector<float>& x) {
     g = x;
     g16 = to_bf16(x);
@@ -94,6 +106,8 @@ struct Case {
     std::fill(m.begin(), m.end(), 0.0f), std::fill(v.begin(), v.end(), 0.0f);
     std::fill(m_codes.begin(), m_codes.end(), states == StateKind::dynamic4 ? 0x77 : 127);
     std::fill(v_codes.begin(), v_codes.end(), 0);
+    std::fill(w.begin(), w.end(), 0.0f), std::fill(w_absmax.begin(), w_absmax.end(), 0.0f);
+    std::fill(w_codes.begin(), w_codes.end(), states == StateKind::dynamic4 ? 0x77 : 127);
     std::fill(m_absmax.begin(), m_absmax.end(), 0.0f);
     std::fill(v_absmax.begin(), v_absmax.end(), 0.0f);
   }
@@ -111,9 +125,13 @@ struct Case {
                                 : static_cast<void*>(g16.data() + begin);
     t.states = states;
     if (states == StateKind::f32) {
-      t.m = m.data() + begin, t.v = second() ? v.data() + begin : nullptr;
+      t.m = first_moment() ? m.data() + begin : nullptr;
+      t.v = second() ? v.data() + begin : nullptr, t.w = third() ? w.data() + begin : nullptr;
     } else {
-      t.m_codes = m_codes.data() + bytes(begin), t.m_absmax = m_absmax.data() + parts(begin);
+      if (first_moment())
+        t.m_codes = m_codes.data() + bytes(begin), t.m_absmax = m_absmax.data() + parts(begin);
+      if (third())
+        t.w_codes = w_codes.data() + bytes(begin), t.w_absmax = w_absmax.data() + parts(begin);
       if (second())
         t.v_codes = v_codes.data() + bytes(begin), t.v_absmax = v_absmax.data() + parts(begin);
     }
@@ -126,6 +144,7 @@ struct Case {
   // The moments as the next step will read them.
   std::vector<float> first() const { return decoded(m, m_codes, m_absmax, true); }
   std::vector<float> second_moment() const { return decoded(v, v_codes, v_absmax, false); }
+  std::vector<float> third_moment() const { return decoded(w, w_codes, w_absmax, true); }
   std::vector<float> decoded(const std::vector<float>& plain, const std::vector<uint8_t>& codes,
                              const std::vector<float>& absmax, bool is_signed) const {
     if (states == StateKind::f32) return plain;
@@ -141,8 +160,8 @@ struct Case {
   }
   uint64_t bits() const {
     uint64_t h = p.bits() ^ digest(g);
-    for (uint64_t d : {digest(m), digest(v), digest(m_codes), digest(v_codes), digest(m_absmax),
-                       digest(v_absmax)})
+    for (uint64_t d : {digest(m), digest(v), digest(w), digest(m_codes), digest(v_codes),
+                       digest(w_codes), digest(m_absmax), digest(v_absmax), digest(w_absmax)})
       h = h * 31 + d;
     return h;
   }
@@ -197,24 +216,31 @@ TEST(FusedStep, FollowsTheFormula) {
             kind == RuleKind::adam        ? make_adam_rule(a, s, eps, b1, b2, before, after)
             : kind == RuleKind::adabelief ? make_adabelief_rule(a, s, eps, b1, b2, before, after)
             : kind == RuleKind::lion      ? make_lion_rule(a, b1, b2, before, after)
+            : kind == RuleKind::sign      ? make_sign_rule(a, before, after)
+            : kind == RuleKind::diffgrad  ? make_diffgrad_rule(a, s, eps, b1, b2, before, after)
                                           : make_sgd_rule(a, b1, weight, nesterov, before, after);
         Case c(1000, kind, states);
         const Case old = c;
-        const auto old_m = old.first(), old_v = old.second_moment();
+        const auto old_m = old.first(), old_v = old.second_moment(), old_w = old.third_moment();
         c.step(r);
         for (size_t i = 0; i < 1000; ++i) {
           const double g = old.g[i], m0 = old_m[i], v0 = c.second() ? old_v[i] : 0.0;
           double m = b1 * m0 + (1 - b1) * g, v = v0, d = 0, slack = 0;
-          if (kind == RuleKind::lion) {
+          if (kind == RuleKind::sign) {
+            m = m0;
+            d = g > 0 ? a : g < 0 ? -a : 0;
+          } else if (kind == RuleKind::lion) {
             d = m > 0 ? a : m < 0 ? -a : 0;
             m = b2 * m0 + (1 - b2) * g;
           } else if (kind == RuleKind::sgd) {
             m = b1 * m0 + weight * g;
             d = a * (nesterov ? g + b1 * m : m);
           } else {
-            const double x = kind == RuleKind::adam ? g : g - m;
-            v = b2 * v0 + (1 - b2) * x * x + (kind == RuleKind::adam ? 0.0 : eps);
+            const bool belief = kind == RuleKind::adabelief;
+            const double x = belief ? g - m : g;
+            v = b2 * v0 + (1 - b2) * x * x + (belief ? eps : 0.0);
             d = a * m / (std::sqrt(v) * s + eps);
+            if (c.third()) d /= 1 + std::exp(-std::abs(old_w[i] - g));
             slack = 1e-9 / (std::sqrt(v) * s + eps);
           }
           // A handful of roundings of 2^-24 each, of numbers no larger than these.
@@ -225,6 +251,7 @@ TEST(FusedStep, FollowsTheFormula) {
           if (c.second()) {
             EXPECT_NEAR(c.v[i], v, 8e-7 * v + 4e-8 * std::abs(m0 * g));
           }
+          EXPECT_EQ(c.w[i], c.third() ? c.g[i] : old.w[i]);
         }
       }
 }
@@ -233,16 +260,17 @@ TEST(FusedStep, LowBitWeightsMoveByTheUnroundedMoments) {
   for (RuleKind kind : kRules)
     for (StateKind states : {StateKind::dynamic8, StateKind::dynamic4}) {
       Case c(1000, kind, states), d(1000, kind, StateKind::f32);
-      d.m = c.first(), d.v = c.second_moment();
+      d.m = c.first(), d.v = c.second_moment(), d.w = c.third_moment();
       c.step(rule(kind));
       d.step(rule(kind));
       EXPECT_EQ(c.p.bits(), d.p.bits());
       // What was stored is the nearest code of what the float32 states hold.
-      const auto m = c.first(), v = c.second_moment();
+      const auto m = c.first(), v = c.second_moment(), w = c.third_moment();
       for (size_t i = 0; i < 1000; ++i) {
         const auto part = i / static_cast<size_t>(state_block(states));
         const double step = states == StateKind::dynamic8 ? 0.0071 : 0.1126;
         EXPECT_NEAR(m[i], d.m[i], step * c.m_absmax[part]);
+        EXPECT_NEAR(w[i], d.w[i], step * c.w_absmax[part]);
         if (c.second()) {
           EXPECT_NEAR(v[i], d.v[i],
                       (states == StateKind::dynamic8 ? 0.0036 : 0.0626) * c.v_absmax[part]);
@@ -376,6 +404,7 @@ TEST(FusedStep, ADamagedStateIsSkipped) {
         for (bool first : {true, false}) {
           Case start(700, kind, states);
           if (!first && !start.second()) continue;
+          if (!start.first_moment()) continue;
           auto& damaged = states == StateKind::f32 ? (first ? start.m : start.v)
                                                    : (first ? start.m_absmax : start.v_absmax);
           damaged[1] = bad;

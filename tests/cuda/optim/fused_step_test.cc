@@ -41,12 +41,12 @@ std::vector<uint16_t> words_of(const std::vector<float>& x, bool bf16) {
 // compare too.
 struct Both {
   std::vector<uint16_t> p, g;
-  std::vector<float> m, v, m_absmax, v_absmax;
-  std::vector<uint8_t> m_codes, v_codes;
+  std::vector<float> m, v, w, m_absmax, v_absmax, w_absmax;
+  std::vector<uint8_t> m_codes, v_codes, w_codes;
   StepTensor host, device;
   std::unique_ptr<DeviceArray<uint16_t>> dp, dg;
-  std::unique_ptr<DeviceArray<float>> dm, dv, dma, dva;
-  std::unique_ptr<DeviceArray<uint8_t>> dmc, dvc;
+  std::unique_ptr<DeviceArray<float>> dm, dv, dw, dma, dva, dwa;
+  std::unique_ptr<DeviceArray<uint8_t>> dmc, dvc, dwc;
 
   Both(int64_t n, const Config& c, uint32_t param, int64_t offset, size_t skew,
        const std::vector<float>& gradient) {
@@ -66,13 +66,19 @@ struct Both {
       for (int64_t i = 0; i < bytes; ++i) {
         m_codes.push_back(static_cast<uint8_t>(i * 37 + param));
         v_codes.push_back(static_cast<uint8_t>(i * 11 + 3 * param));
+        w_codes.push_back(static_cast<uint8_t>(i * 59 + 7 * param));
       }
       for (int64_t b = 0; b < blocks; ++b) {
         m_absmax.push_back(b % 5 == 4 ? 0.0f : 0.01f * static_cast<float>(b + 1));
         v_absmax.push_back(b % 5 == 4 ? 0.0f : 0.0001f * static_cast<float>(b + 2));
+        w_absmax.push_back(b % 5 == 3 ? 0.0f : 0.5f * static_cast<float>(b + 1));
       }
       dmc = std::make_unique<DeviceArray<uint8_t>>(m_codes, skew),
       dvc = std::make_unique<DeviceArray<uint8_t>>(v_codes, skew);
+      dwc = std::make_unique<DeviceArray<uint8_t>>(w_codes, skew);
+      dwa = std::make_unique<DeviceArray<float>>(w_absmax);
+      host.w_codes = w_codes.data(), host.w_absmax = w_absmax.data();
+      device.w_codes = dwc->data(), device.w_absmax = dwa->data();
       dma = std::make_unique<DeviceArray<float>>(m_absmax),
       dva = std::make_unique<DeviceArray<float>>(v_absmax);
       host.m_codes = m_codes.data(), host.v_codes = v_codes.data();
@@ -80,10 +86,11 @@ struct Both {
       device.m_codes = dmc->data(), device.v_codes = dvc->data();
       device.m_absmax = dma->data(), device.v_absmax = dva->data();
     } else {
-      m = noise(n, param + 2), v = noise(n, param + 3);
+      m = noise(n, param + 2), v = noise(n, param + 3), w = noise(n, param + 4);
       for (float& x : v) x = abs_f(x);
       dm = std::make_unique<DeviceArray<float>>(m, skew),
       dv = std::make_unique<DeviceArray<float>>(v, skew);
+      dw = std::make_unique<DeviceArray<float>>(w, skew), host.w = w.data(), device.w = dw->data();
       host.m = m.data(), host.v = v.data(), device.m = dm->data(), device.v = dv->data();
     }
   }
@@ -98,11 +105,14 @@ struct Both {
     if (dm != nullptr) {
       EXPECT_TRUE(SameBits(dm->host(), m)) << "m";
       EXPECT_TRUE(SameBits(dv->host(), v)) << "v";
+      EXPECT_TRUE(SameBits(dw->host(), w)) << "w";
     } else {
       EXPECT_TRUE(SameBits(dmc->host(), m_codes)) << "codes of m";
       EXPECT_TRUE(SameBits(dvc->host(), v_codes)) << "codes of v";
       EXPECT_TRUE(SameBits(dma->host(), m_absmax)) << "absmax of m";
       EXPECT_TRUE(SameBits(dva->host(), v_absmax)) << "absmax of v";
+      EXPECT_TRUE(SameBits(dwc->host(), w_codes)) << "codes of w";
+      EXPECT_TRUE(SameBits(dwa->host(), w_absmax)) << "absmax of w";
     }
   }
 };
@@ -115,7 +125,9 @@ class FusedStepCuda : public ::lowtide::testing::ScalarReference {
     return {make_adam_rule(1e-3, 1.1, 1e-8, 0.9, 0.999, 0.9999, 1.0),
             make_adabelief_rule(1e-3, 1.1, 1e-16, 0.9, 0.999, 1.0, 0.9999),
             make_lion_rule(1e-3, 0.9, 0.99, 0.9999, 1.0),
-            make_sgd_rule(1e-3, 0.9, 0.5, true, 0.9999, 1.0)};
+            make_sgd_rule(1e-3, 0.9, 0.5, true, 0.9999, 1.0),
+            make_sign_rule(1e-3, 0.9999, 1.0),
+            make_diffgrad_rule(1e-3, 1.1, 1e-8, 0.9, 0.999, 0.9999, 1.0)};
   }
 
   void Check(const List& list, const StepRule& rule) {

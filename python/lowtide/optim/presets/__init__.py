@@ -18,6 +18,7 @@ from lowtide.optim.presets.full_rank import (
 )
 from lowtide.optim.presets.galore import GaLoreAdamW, GaLoreAdamW8bit, QGaLoreAdamW
 from lowtide.optim.presets.residual import APOLLO, FRUGAL, APOLLOMini, FiraAdamW
+from lowtide.optim.presets.rules import SGDP, AdamP, DiffGrad, DiffGrad8bit, GaLore, SignSGD, Signum
 from lowtide.optim.presets.tracking import Flora, GoLoreAdamW, LotusAdamW, SubTrack
 from lowtide.optim.presets.weight_norm import GradNormLoRP
 
@@ -25,19 +26,24 @@ __all__ = [
     "APOLLO",
     "FRUGAL",
     "SGD",
+    "SGDP",
     "APOLLOMini",
     "AdaBelief",
     "AdaBelief8bit",
     "Adafactor",
     "AdamMini",
     "AdamMini8bit",
+    "AdamP",
     "AdamW",
     "AdamW4bit",
     "AdamW8bit",
     "DCTAdamW",
+    "DiffGrad",
+    "DiffGrad8bit",
     "FiraAdamW",
     "Flora",
     "GRASSAdamW",
+    "GaLore",
     "GaLoreAdafactor",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
@@ -49,5 +55,7 @@ __all__ = [
     "LotusAdamW",
     "QGaLoreAdamW",
     "SGD8bit",
+    "SignSGD",
+    "Signum",
     "SubTrack",
 ]
