@@ -125,6 +125,7 @@ class _PeerProjection:
     needs_prev = False
     needs_gradient = False
     needs_mean = False
+    varies = False
     kind = "dense"
 
     def __init__(self, peer: torch.optim.Optimizer, p: torch.nn.Parameter) -> None:
