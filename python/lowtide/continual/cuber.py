@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ from lowtide.continual._layers import Patterns
 from lowtide.continual.trust import ALIGNED, APART, TRGP, TRUSTED, Loss, _take
 from lowtide.errors import LowtideValueError
 from lowtide.optim.constraints import Projection
+from lowtide.optim.norms import dot
 
 
 class CUBER(TRGP):
@@ -85,7 +87,7 @@ class CUBER(TRGP):
     def aligned(self, name: str, old: int, gradient: Tensor) -> bool:
         """Whether ``gradient`` pulls the way that task ``old`` ended with."""
         g = self.gradients[name][old]
-        return float((g * gradient).sum()) >= self.correlation * float(g.norm() * gradient.norm())
+        return dot(g, gradient) >= self.correlation * math.sqrt(dot(g, g) * dot(gradient, gradient))
 
     def _regimes(self, name: str, gradient: Tensor) -> list[int]:
         found = super()._regimes(name, gradient)
@@ -143,6 +145,8 @@ class AlignedConstraint:
 
     def of_gradient(self, p: Tensor, grad: Tensor) -> Tensor:
         """Demote tasks that it no longer agrees with, then add the pull back to where the aligned ones were."""
+        from lowtide import ops
+
         memory, name = self._memory, self._names[id(p)]
         regimes = memory.regimes[name]
         out = grad
@@ -153,8 +157,8 @@ class AlignedConstraint:
                 regimes[old] = TRUSTED
                 continue
             b = memory.basis(name, old)
-            moved = ((p.detach().float() - memory.start[name]) @ b.T) @ b
-            norm = float(moved.norm())
+            moved = ops.matmul(ops.matmul(p.detach().float() - memory.start[name], b, tb=True), b)
+            norm = math.sqrt(dot(moved, moved))
             if norm > 0.0:
                 out = out + moved * (memory.strength / norm)
         return out
