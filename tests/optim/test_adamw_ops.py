@@ -272,8 +272,8 @@ def op_arguments(name: str) -> tuple[Any, ...]:
     rule = list(scalars(1).values())
     tail = (True, 1, 2, [3, 4])
     return {
-        "fused_step_": (ts(), ts(), ts(), positive(), [], [], 0, 32, [*rule, 0.99, 1.0], *tail),
-        "fused_direction_": (ts(), codes(), codes(), absmax(), absmax(), 0, 8, [*rule, 1.0, 1.0]),
+        "fused_step_": (ts(), ts(), ts(), positive(), [], [], [], [], 0, 32, [*rule, 0.99, 1.0], *tail),
+        "fused_direction_": (ts(), codes(), codes(), [], absmax(), absmax(), [], 0, 8, [*rule, 1.0, 1.0]),
         "apply_update_": (ts(), ts(), 0.1, 0.99, 1.0, *tail),
     }[name]
 
