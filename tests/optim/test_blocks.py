@@ -120,3 +120,18 @@ def test_bad_arguments_are_named(options: dict, words: str) -> None:
 def test_blocks_need_fresh_moments() -> None:
     with pytest.raises(lt.LowtideError, match="Reset"):
         lt.optim.Composed([torch.nn.Parameter(torch.zeros(4, 4))], subspace=lt.optim.Blocks())
+
+
+@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
+def test_the_planner_counts_the_average_turn(density: float) -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(16, 16, bias=False) for _ in range(4)))
+    make = lambda params: lt.optim.FRUGAL(params, lr=LR, subspace="blocks", density=density)  # noqa: E731
+    report = lt.optim.memory(model, make)
+    opt = make(lt.optim.param_groups(model, update_proj_gap=1))
+    for t in range(4):
+        for i, p in enumerate(model.parameters()):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * t + i))
+        opt.step()
+        held = opt.state_bytes()
+        assert (held["states"], held["basis"]) == (report.states, report.basis)
+    assert report.states == int(density * 8 * 4 * 256)

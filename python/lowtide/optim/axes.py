@@ -173,8 +173,8 @@ class Axes:
             side = _side((rows, cols), group["proj_type"])
             state["dim"] = {"right": cols, "left": rows, "full": max(rows, cols)}[side]
             rank = rank_of(group["rank"], rows, cols)
-            if self.subspace.varies and saved is not None and saved.get("rank") in (0, state["dim"]):
-                rank = saved["rank"]
+            if self.subspace.varies:  # nothing before the first refresh says what it is
+                rank = state["dim"] if saved is not None and saved.get("rank") == state["dim"] else 0
             state["side"], state["rank"], state["gap"] = side, rank, group["update_proj_gap"]
             shape = torch.Size((rows, cols))
             if self.parametrization is not None:

@@ -18,6 +18,7 @@ from lowtide.optim.groups import check_rank
 from lowtide.optim.residuals import Drop, ErrorFeedback
 from lowtide.optim.stores import BasisStore
 from lowtide.optim.subspaces import SampledIndices
+from lowtide.optim.subspaces_blocks import Blocks
 from lowtide.quant._format import group_count, row_bytes
 
 #: Short names, as of ``lowtide finetune``, of optimizers here. Every other optimizer of :mod:`lowtide.optim` goes by its own name.
@@ -140,6 +141,9 @@ class _Planner:
         self._opt.add_param_group({"params": [p], **({"rank": self._rank} if project else {})})
         with torch.device("meta"):
             axes.create_state(self._opt.param_groups[-1], p, state)
+            if "side" in state and axes.subspace.varies:  # whole while active
+                state["rank"] = state["dim"]
+                axes.create_moments(self._opt.param_groups[-1], state, (shape[0], p.numel() // shape[0]))
         tensors = {
             k: v for k, v in state.items() if isinstance(v, torch.Tensor) and not k.startswith("basis")
         }
@@ -155,6 +159,9 @@ class _Planner:
         if "side" not in state:
             return plan
         rows, cols = shape[0], p.numel() // shape[0]
+        if isinstance(axes.subspace, Blocks):  # on average over the turns
+            share = axes.subspace.density
+            plan.states = [(round(n * share), round(size * share), coded) for n, size, coded in plan.states]
         rank = state["rank"]
         plan.projected = rank * (rows if state["side"] == "right" else cols)
         plan.basis, plan.paper_basis = _basis_bytes(axes.subspace, axes.basis, rank, state["dim"])

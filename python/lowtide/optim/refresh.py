@@ -132,7 +132,8 @@ class Displacement(_Schedule):
 
     makes the next step start with a refresh. Gradients that keep their direction are displaced little; independent ones by
     sqrt(2), so that no subspace outlives ``sqrt(2) / threshold`` steps by more than a gap. ``R_1 / |R_1|`` is kept in bf16, half
-    the bytes of a moment. (The criterion is the abstract's; threshold and gap are ours.)
+    the bytes of a moment. (That the distance of unit gradients
+    within the subspace decides is the paper's; threshold and gap are ours.)
 
     Attributes:
         threshold: displacement a step, >= 0; 0 for one basis for ever.

@@ -88,7 +88,7 @@ def _polished(b: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Switch(_Dense):
     """One kind of basis until a step, another from the first refresh after it: GoLore's change to random bases where noise
-    has come to dominate the gradient (He et al. 2024, arXiv 2410.11289).
+    has come to dominate the gradient (He et al., ICML 2025, arXiv 2410.11289).
 
     Attributes:
         first, then: subspaces whose bases are matrices.

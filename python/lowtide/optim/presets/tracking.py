@@ -87,7 +87,7 @@ class Flora(Composed):
 
 
 class GoLoreAdamW(Composed):
-    """GoLore (He et al. 2024, arXiv 2410.11289): GaLore, and from ``switch_step`` on random orthonormal subspaces. Late in training
+    """GoLore (He et al., ICML 2025, arXiv 2410.11289): GaLore, and from ``switch_step`` on random orthonormal subspaces. Late in training
     noise dominates the gradient, its singular vectors follow the noise, and only random ones keep the guarantee of convergence.
 
     Args:
