@@ -136,6 +136,18 @@ RIVALS = [
     _eight(AO, "torchao.optim", threads="max", options={"block_size": 256}),
     _eight(AO, "torchao.optim", "AdamW4bit", threads="max", options={"block_size": 128}, tolerance=CODED4),
     _low_rank("galore-torch", "galore_torch", "GaLoreAdamW"),
+    *(
+        # Steps of a thousandth of the weights: their rounding to fp32 is 6e-5 of them.
+        Rival(
+            name=f"{package} Adafactor",
+            needs=package,
+            make=_one_moment(module, "Adafactor"),
+            tolerance=2e-4,
+            rule="adafactor",
+            sizes=MODEL,
+        )
+        for package, module in (("lowtide", OURS), ("torch", "torch.optim"))
+    ),
 ]
 #: ours, theirs ("" is the baseline), target in words of docs/performance.md
 RATIOS = [
@@ -150,6 +162,7 @@ RATIOS = [
     ("lowtide AdamW4bit", "torchao AdamW4bit", 80),
     ("lowtide Lion8bit", "bitsandbytes Lion8bit", None),
     ("lowtide GaLoreAdamW", "galore-torch GaLoreAdamW", 1.5),
+    ("lowtide Adafactor", "torch Adafactor", None),
 ]
 
 
@@ -182,6 +195,19 @@ def _formula(rule: str, x: Any, m: Any, v: Any, g: Any, step: int) -> None:
     elif rule == "sgd":
         m.mul_(0.9).add_(g)
         x.sub_(LR * m)
+    elif (
+        rule == "adafactor"
+    ):  # torch's form; the means of rows and columns lie in the first column of m, the first row of v
+        new = step**-0.8
+        alpha = max(1e-3, float(x.square().mean().sqrt())) * min(LR, step**-0.5)
+        if x.ndim > 1:
+            m[:, 0].lerp_(g.square().mean(1), new)
+            v[0].lerp_(g.square().mean(0), new)
+            second = m[:, :1] * v[:1] / m[:, 0].mean().clamp_min(2.0**-23)
+        else:
+            second = v.lerp_(g.square(), new)
+        u = g / second.clamp_min(2.0**-46).sqrt()
+        x.sub_(alpha * u / max(1.0, float(u.square().mean().sqrt())))
     else:
         m.mul_(BETAS[0]).add_(g, alpha=1 - BETAS[0])
         v.mul_(BETAS[1]).add_(g**2, alpha=1 - BETAS[1])

@@ -15,7 +15,6 @@ namespace {
 constexpr int kWide = kLanes / 2;
 constexpr int kVectors = kRowLanes / kWide;
 typedef double vd __attribute__((vector_size(4 * LT_LANES)));
-typedef float vh __attribute__((vector_size(2 * LT_LANES)));
 
 LT_SIMD vd load_d(const double* p) {
   vd v;
@@ -23,10 +22,21 @@ LT_SIMD vd load_d(const double* p) {
   return v;
 }
 LT_SIMD void store_d(double* p, vd v) { __builtin_memcpy(p, &v, sizeof v); }
-LT_SIMD vd widened(const float* p) {
-  vh v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return __builtin_convertvector(v, vd);
+// Half a vector of floats, in intrinsics: gcc 12 converts through memory.
+LT_SIMD vd widened(vf32 x, int half) {
+#if defined(__AVX512F__)
+  const __m512 v = (__m512)x;
+  return (vd)_mm512_cvtps_pd(half == 0 ? _mm512_castps512_ps256(v) : _mm512_extractf32x8_ps(v, 1));
+#elif defined(__AVX2__)
+  const __m256 v = (__m256)x;
+  return (vd)_mm256_cvtps_pd(half == 0 ? _mm256_castps256_ps128(v) : _mm256_extractf128_ps(v, 1));
+#elif defined(__x86_64__)
+  const __m128 v = (__m128)x;
+  return (vd)_mm_cvtps_pd(half == 0 ? v : _mm_movehl_ps(v, v));
+#elif defined(__aarch64__)
+  const float32x4_t v = (float32x4_t)x;
+  return (vd)(half == 0 ? vcvt_f64_f32(vget_low_f32(v)) : vcvt_high_f64_f32(v));
+#endif
 }
 // The product of two floats is exact in double, so fused and separate rounding agree.
 LT_SIMD vd add_product(vd acc, vd a, vd b) {
@@ -39,23 +49,23 @@ LT_SIMD vd add_product(vd acc, vd a, vd b) {
 #endif
 }
 
-// Sixteen elements of a row as floats in memory: where they lie, or in `room`; zeros from `live`.
+constexpr int kRowVectors = kRowLanes / kLanes;
+
+// Sixteen elements of a row; zeros from `live`.
 template <class Element>
-LT_SIMD const float* sixteen(const Element* p, int64_t live, float* room) {
-  if (sizeof(Element) == 4 && live >= kRowLanes) return (const float*)p;
-  alignas(64) Element part[kRowLanes] = {};
-  const Element* from = p;
+LT_SIMD void load_row(const Element* p, int64_t live, vf32* x) {
+  Element part[kRowLanes] = {};
   if (live < kRowLanes) {
     for (int64_t k = 0; k < live; ++k) part[k] = p[k];
-    from = part;
+    p = part;
   }
-  for (int k = 0; k < kRowLanes; k += kLanes) {
+#pragma GCC unroll 4
+  for (int j = 0; j < kRowVectors; ++j) {
     if constexpr (sizeof(Element) == 4)
-      store(room + k, load<vf32>(from + k));
+      x[j] = load<vf32>(p + j * kLanes);
     else
-      store(room + k, bf16_to_float(load<vu16>(from + k)));
+      x[j] = bf16_to_float(load<vu16>(p + j * kLanes));
   }
-  return room;
 }
 
 LT_SIMD double folded(const vd* sum) {
@@ -66,17 +76,17 @@ LT_SIMD double folded(const vd* sum) {
 
 template <class Element>
 void squares_of(double* row, double* col, const RowMatrix& g, int64_t begin, int64_t end) {
-  alignas(64) float room[kRowLanes];
   for (int64_t i = begin; i < end; ++i) {
     const Element* p = static_cast<const Element*>(g.data) + i * g.cols;
     vd sum[kVectors] = {};
     for (int64_t k = 0; k < g.cols; k += kRowLanes) {
       const int64_t live = g.cols - k;
-      const float* x = sixteen(p + k, live, room);
+      vf32 x[kRowVectors];
+      load_row(p + k, live, x);
       vd square[kVectors];
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        const vd wide = widened(x + v * kWide);
+        const vd wide = widened(x[v / 2], v % 2);
         square[v] = wide * wide;
         sum[v] += square[v];
       }
@@ -104,17 +114,16 @@ void squares_simd(double* row, double* col, const RowMatrix& g, int64_t begin, i
 
 template <class X, class Y>
 void dots_of(double* out, const RowMatrix& x, const RowMatrix& y, int64_t begin, int64_t end) {
-  alignas(64) float x_room[kRowLanes], y_room[kRowLanes];
   for (int64_t i = begin; i < end; ++i) {
     const X* px = static_cast<const X*>(x.data) + i * x.cols;
     const Y* py = static_cast<const Y*>(y.data) + i * x.cols;
     vd sum[kVectors] = {};
     for (int64_t k = 0; k < x.cols; k += kRowLanes) {
-      const float* a = sixteen(px + k, x.cols - k, x_room);
-      const float* b = sixteen(py + k, x.cols - k, y_room);
+      vf32 a[kRowVectors], b[kRowVectors];
+      load_row(px + k, x.cols - k, a), load_row(py + k, x.cols - k, b);
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v)
-        sum[v] = add_product(sum[v], widened(a + v * kWide), widened(b + v * kWide));
+        sum[v] = add_product(sum[v], widened(a[v / 2], v % 2), widened(b[v / 2], v % 2));
     }
     out[i] = folded(sum);
   }
@@ -140,36 +149,48 @@ LT_SIMD vf32 capped(vf32 x, float cap) {
   return as_f((as_u(splat(cap)) & over) | (as_u(x) & ~over));
 }
 
-template <class Element>
+template <class Element, bool columns>
 double scale_of(float* u, const RowMatrix& g, const float* r, const float* c, float cap,
                 int64_t begin, int64_t end) {
-  alignas(64) float room[kRowLanes], out[kRowLanes], c_room[kRowLanes];
+  const int64_t cols = g.cols;
   double total = 0.0;
   for (int64_t i = begin; i < end; ++i) {
-    const Element* p = static_cast<const Element*>(g.data) + i * g.cols;
-    float* q = u + i * g.cols;
+    const Element* p = static_cast<const Element*>(g.data) + i * cols;
+    float* q = u + i * cols;
+    const float row = r[i];
     vd sum[kVectors] = {};
-    for (int64_t k = 0; k < g.cols; k += kRowLanes) {
-      const int64_t live = g.cols - k;
-      const float* x = sixteen(p + k, live, room);
-      const float* by = c == nullptr ? nullptr : sixteen(c + k, live, c_room);
-      float* to = live >= kRowLanes ? q + k : out;
+    for (int64_t k = 0; k < cols; k += kRowLanes) {
+      const int64_t live = cols - k;
+      vf32 x[kRowVectors], by[kRowVectors];
+      load_row(p + k, live, x);
+      if (columns) load_row(c + k, live, by);
 #pragma GCC unroll 4
-      for (int j = 0; j < kRowLanes; j += kLanes) {
-        const vf32 w = by == nullptr ? splat(r[i]) : r[i] * load<vf32>(by + j);
-        store(to + j, load<vf32>(x + j) * capped(w, cap));
-      }
+      for (int j = 0; j < kRowVectors; ++j)
+        x[j] = x[j] * capped(columns ? row * by[j] : splat(row), cap);
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        const vd wide = widened(to + v * kWide);
+        const vd wide = widened(x[v / 2], v % 2);
         sum[v] = add_product(sum[v], wide, wide);
       }
-      if (live < kRowLanes)
+      if (live >= kRowLanes) {
+#pragma GCC unroll 4
+        for (int j = 0; j < kRowVectors; ++j) store(q + k + j * kLanes, x[j]);
+      } else {
+        float out[kRowLanes];
+        for (int j = 0; j < kRowVectors; ++j) store(out + j * kLanes, x[j]);
         for (int64_t j = 0; j < live; ++j) q[k + j] = out[j];
+      }
     }
     total += folded(sum);
   }
   return total;
+}
+
+template <class Element>
+double scale_of(float* u, const RowMatrix& g, const float* r, const float* c, float cap,
+                int64_t begin, int64_t end) {
+  return c == nullptr ? scale_of<Element, false>(u, g, r, c, cap, begin, end)
+                      : scale_of<Element, true>(u, g, r, c, cap, begin, end);
 }
 
 double scale_simd(float* u, const RowMatrix& g, const float* r, const float* c, float cap,
@@ -180,19 +201,21 @@ double scale_simd(float* u, const RowMatrix& g, const float* r, const float* c, 
 
 template <class Element>
 void shear_of(float* u, const float* c, const RowMatrix& w, int64_t begin, int64_t end) {
-  alignas(64) float room[kRowLanes];
+  const int64_t cols = w.cols;
   for (int64_t i = begin; i < end; ++i) {
-    const Element* p = static_cast<const Element*>(w.data) + i * w.cols;
-    float* q = u + i * w.cols;
-    int64_t k = 0;
-    for (; k + kRowLanes <= w.cols; k += kRowLanes) {
-      const float* x = sixteen(p + k, kRowLanes, room);
+    const Element* p = static_cast<const Element*>(w.data) + i * cols;
+    float* q = u + i * cols;
+    for (int64_t k = 0; k < cols; k += kRowLanes) {
+      const int64_t live = cols - k;
+      vf32 x[kRowVectors], y[kRowVectors];
+      load_row(p + k, live, x), load_row(q + k, live, y);
+      float out[kRowLanes];
+      float* to = live >= kRowLanes ? q + k : out;
 #pragma GCC unroll 4
-      for (int j = 0; j < kRowLanes; j += kLanes)
-        store(q + k + j, load<vf32>(q + k + j) - c[i] * load<vf32>(x + j));
+      for (int j = 0; j < kRowVectors; ++j) store(to + j * kLanes, y[j] - c[i] * x[j]);
+      if (live < kRowLanes)
+        for (int64_t j = 0; j < live; ++j) q[k + j] = out[j];
     }
-    const float* x = sixteen(p + k, w.cols - k, room);
-    for (int64_t j = k; j < w.cols; ++j) q[j] = q[j] - c[i] * x[j - k];
   }
 }
 
