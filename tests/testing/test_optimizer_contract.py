@@ -124,6 +124,36 @@ def test_without_a_rank_presets_equal_torch(ours: Any, theirs: Any, weight_decay
     )
 
 
+LOW_RANK = sorted(
+    {
+        name.split()[0]
+        for name, make in PRESETS.items()
+        if make(  # what takes a rank
+            [torch.nn.Parameter(torch.zeros(2, 2))]
+        )
+        .param_groups[0]
+        .get("rank")
+    }
+)
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_vectors_and_scalars_of_a_low_rank_group_take_the_plain_rule(name: str) -> None:
+    """What has fewer than two dimensions moves as in a group without rank, which equals a full-rank optimizer."""
+    both = []
+    for keys in ({"rank": 4}, {}):
+        params = [torch.nn.Parameter(torch.ones(shape)) for shape in ((33,), (), (1,), (0,))]
+        demanded = {"switch_step": 6} if name == "GoLoreAdamW" else {}
+        opt = getattr(lt.optim, name)([{"params": params, **keys}], lr=1e-2, **demanded)
+        for t in range(5):
+            for i, p in enumerate(params):
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * t + i))
+            opt.step()
+        assert all("side" not in state for state in opt.state.values())
+        both.append([p.detach() for p in params])
+    assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
+
+
 def test_sgd_and_a_whole_index_subspace_equal_torch() -> None:
     optimizer_contract(
         preset("SGD", 0.1),
@@ -150,6 +180,16 @@ class Broken(torch.optim.AdamW):
         self.fault = fault
         self.rate = 1e-2
         self.count = 0
+        self.means: dict[int, Any] = {}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        if self.fault != "forgets to zero":
+            super().zero_grad(set_to_none)
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        super().load_state_dict(state_dict)
+        if self.fault == "starts anew when loaded":
+            self.state.clear()
 
     def step(self, closure: Any = None) -> Any:
         if self.fault == "caches the rate":
@@ -162,11 +202,21 @@ class Broken(torch.optim.AdamW):
             for g in self.param_groups:
                 for p in g["params"]:
                     p.data.mul_(1.001)
+        if self.fault == "moves what is frozen":
+            for g in self.param_groups:
+                for p in g["params"]:
+                    if not p.requires_grad:
+                        p.data.mul_(0.99)
         if self.fault == "counts outside of the state":
             self.count += 1
             for g in self.param_groups:
                 for p in g["params"]:
                     p.data.mul_(1.0 - 0.001 * self.count)
+        if self.fault == "keeps a mean outside of the state":
+            for g in self.param_groups:
+                for p in g["params"]:
+                    self.means[id(p)] = 0.9 * self.means.get(id(p), 0.0) + 0.1 * p.grad
+                    p.data.add_(self.means[id(p)], alpha=-0.01)
         if self.fault == "eats the gradient":
             loss = super().step(closure)
             for g in self.param_groups:
@@ -190,6 +240,12 @@ class Broken(torch.optim.AdamW):
         ("steps where there is no gradient", "none_gradients"),
         ("counts outside of the state", "resume"),
         ("eats the gradient", "gradients_stay"),
+        ("keeps a mean outside of the state", "distributed_checkpoint"),
+        ("forgets to zero", "zero_grad"),
+        ("starts anew when loaded", "self_reload"),
+        ("moves what is frozen", "frozen_parameters"),
+        ("", "unknown_keys"),
+        ("", "bad_settings"),
     ],
 )
 def test_the_contract_finds(fault: str, check: str) -> None:

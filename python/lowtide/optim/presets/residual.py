@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from lowtide.errors import LowtideValueError
 from lowtide.optim.engine import Composed
+from lowtide.optim.groups import check_rank
 from lowtide.optim.presets.common import Betas, check_compat, svd_of
 from lowtide.optim.refresh import EveryT
 from lowtide.optim.residuals import ScaledGradient, ScaledResidual, SignResidual
@@ -180,5 +181,6 @@ class APOLLOMini(APOLLO):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; a low-rank one gets rank 1."""
         if "rank" in param_group:
+            check_rank(param_group["rank"])
             param_group = {**param_group, "rank": 1}
         super().add_param_group(param_group)
