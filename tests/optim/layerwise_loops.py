@@ -22,6 +22,9 @@ def groups(model: nn.Module) -> list[dict[str, Any]]:
 METHODS: dict[str, Callable[..., Composed]] = {
     "adamw": lambda m, **k: lt.optim.AdamW(m.parameters(), lr=1e-2, **k),
     "galore": lambda m, **k: lt.optim.GaLoreAdamW(groups(m), lr=1e-2, **k),
+    "galore_both_sides": lambda m, **k: lt.optim.GaLoreAdamW(
+        lt.optim.param_groups(m, rank=4, update_proj_gap=GAP, scale=1.0, proj_type="full"), lr=1e-2, **k
+    ),
     "qgalore": lambda m, **k: lt.optim.QGaLoreAdamW(groups(m), lr=1e-2, **k),
     "grass": lambda m, **k: lt.optim.GRASSAdamW(groups(m), lr=1e-2, **k),
     "fira": lambda m, **k: lt.optim.FiraAdamW(groups(m), lr=1e-2, **k),
@@ -30,7 +33,7 @@ METHODS: dict[str, Callable[..., Composed]] = {
     "gradnormlorp": lambda m, **k: lt.optim.GradNormLoRP(groups(m), lr=1e-2, **k),
     "ldadam": lambda m, **k: lt.optim.LDAdam(lt.optim.param_groups(m, rank=4), lr=1e-2, **k),
 }
-SUMS_PROJECTED = ("galore", "qgalore", "grass")
+SUMS_PROJECTED = ("galore", "galore_both_sides", "qgalore", "grass")
 #: What the two ranks of layerwise_rank.py run with.
 PARALLEL: tuple[dict[str, Any], ...] = ({"accumulate": 2}, {"max_grad_norm": 0.1})
 #: Two refreshes. Q-GaLore's are cold: at a third one a direction's sign may hang on the last bit.

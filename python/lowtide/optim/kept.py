@@ -188,8 +188,7 @@ class KeptGradients:
         shape = weight_store.shape(p)
         if "side" not in want:
             return False
-        rows, cols = shape[0], shape.numel() // shape[0]
-        return tuple(r.shape) == projected_shape(want, rows, cols)
+        return tuple(r.shape) == projected_shape(want, shape[0], shape.numel() // shape[0])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take back a :meth:`state_dict` that was checked."""

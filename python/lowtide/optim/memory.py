@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
@@ -13,6 +14,7 @@ from torch import nn
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.optim.architectures import Llama, Weight, read
+from lowtide.optim.axes import projected_shape
 from lowtide.optim.engine import Composed
 from lowtide.optim.groups import check_rank
 from lowtide.optim.residuals import Drop, ErrorFeedback
@@ -163,7 +165,7 @@ class _Planner:
             share = axes.subspace.density
             plan.states = [(round(n * share), round(size * share), coded) for n, size, coded in plan.states]
         rank = state["rank"]
-        plan.projected = rank * (rows if state["side"] == "right" else cols)
+        plan.projected = math.prod(projected_shape(state, rows, cols))
         plan.basis, plan.paper_basis = _basis_bytes(axes.subspace, axes.basis, rank, state["dim"])
         reference = axes.refresh.nbytes(plan.projected)
         plan.states.append((reference, reference // 2, False))
