@@ -108,6 +108,40 @@ def test_what_has_one_side_says_so(axes: dict[str, Any]) -> None:
         )
 
 
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_random_elements_follow_adam_and_others_signsgd(shape: tuple[int, int]) -> None:
+    p = nn.Parameter(torch.zeros(shape))
+    opt = lt.optim.FRUGAL(
+        [{"params": [p], "rank": RANK, "update_proj_gap": 3}],
+        lr=LR, weight_decay=0.0, subspace="elements", residual_lr_scale=0.5,
+    )  # fmt: skip
+    w = torch.zeros(shape, dtype=torch.float64)
+    m = v = torch.zeros_like(w)
+    axis = 1 if shape[0] >= shape[1] else 0
+    seen = torch.zeros(shape)
+    for t in range(9):
+        p.grad = gradient(shape, t)
+        opt.step()
+        chosen = torch.zeros(shape).scatter_(axis, opt.state[p]["basis.indices"].long(), 1.0).bool()
+        assert bool((chosen.sum(axis) == RANK).all())
+        if t % 3 == 0:
+            m = v = torch.zeros_like(w)
+            seen += chosen
+        g, s = p.grad.double(), t % 3 + 1
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        adam = m / (1 - 0.9**s) / ((v / (1 - 0.999**s)).sqrt() + 1e-8)
+        w -= LR * torch.where(chosen, adam, 0.5 * g.sign())
+        assert float((p.detach() - w).abs().max()) < 1e-6
+    assert float(seen.sum()) == 3 * RANK * max(shape)
+    assert int((seen > 0).sum()) > 1.5 * RANK * max(shape)  # other ones each time
+    held = opt.state_bytes()
+    assert (held["states"], held["basis"]) == (8 * RANK * max(shape), 4 * RANK * max(shape))
+    report = lt.optim.memory(
+        nn.Linear(*shape[::-1], bias=False), lambda q: lt.optim.FRUGAL(q, subspace="elements"), rank=RANK
+    )
+    assert (report.states, report.basis) == (held["states"], held["basis"])
+
+
 METHODS = {
     "galore": lambda g, **k: lt.optim.GaLoreAdamW(g, lr=LR, **k),
     "qgalore": lambda g, **k: lt.optim.QGaLoreAdamW(g, lr=LR, **k),

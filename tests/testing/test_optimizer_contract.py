@@ -67,6 +67,7 @@ PRESETS = {
     # Below density 1 it depends on the other matrices when one moves how.
     "FRUGAL blocks": preset("FRUGAL", 5e-3, low=True, subspace="blocks", density=1.0),
     "FRUGAL blocks 0": preset("FRUGAL", 5e-3, low=True, subspace="blocks", density=0.0),
+    "FRUGAL elements": preset("FRUGAL", 5e-3, low=True, subspace="elements"),
     "FRUGAL hadamard": preset("FRUGAL", 5e-3, low=True, subspace="hadamard"),
     "APOLLO hadamard": preset("APOLLO", 1e-2, low=True, proj="hadamard"),
     "APOLLO rademacher": preset("APOLLO", 1e-2, low=True, proj="rademacher"),

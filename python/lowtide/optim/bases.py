@@ -179,6 +179,43 @@ class IndexBasis:
 
 
 @dataclass(frozen=True)
+class ElementBasis:
+    """Chosen elements, as many in each row (right) or column (left): a gather and a scatter, no product."""
+
+    indices: Tensor  # int32, m x r columns (right) or r x n rows (left), distinct within a line
+    dim: int
+    side: str
+
+    reads_all: ClassVar[bool] = False
+
+    @property
+    def chosen(self) -> tuple[Tensor, int] | None:
+        """See :class:`Basis`: no line is whole."""
+        return None
+
+    def down(self, grad: Tensor) -> Tensor:
+        """See :class:`Basis`."""
+        return grad.gather(self._axis, self.indices.long()).float()
+
+    def up(self, r: Tensor) -> Tensor:
+        """See :class:`Basis`."""
+        full = r.new_zeros((r.shape[0], self.dim) if self.side == "right" else (self.dim, r.shape[1]))
+        return full.scatter_(self._axis, self.indices.long(), r)
+
+    def add_(self, x: Tensor, r: Tensor) -> None:
+        """See :class:`Basis`."""
+        x.scatter_add_(self._axis, self.indices.long(), r)
+
+    def rest(self, grad: Tensor, r: Tensor) -> Tensor:
+        """See :class:`Basis`: exactly zero where it was taken from."""
+        return grad.to(torch.float32, copy=True).scatter_(self._axis, self.indices.long(), 0.0)
+
+    @property
+    def _axis(self) -> int:
+        return 1 if self.side == "right" else 0
+
+
+@dataclass(frozen=True)
 class WholeBasis:
     """Everything (active) or nothing."""
 

@@ -166,7 +166,9 @@ class _Planner:
             plan.states = [(round(n * share), round(size * share), coded) for n, size, coded in plan.states]
         rank = state["rank"]
         plan.projected = math.prod(projected_shape(state, rows, cols))
-        plan.basis, plan.paper_basis = _basis_bytes(axes.subspace, axes.basis, rank, state["dim"])
+        plan.basis, plan.paper_basis = _basis_bytes(
+            axes.subspace, axes.basis, rank, state["dim"], plan.projected
+        )
         reference = axes.refresh.nbytes(plan.projected)
         plan.states.append((reference, reference // 2, False))
         if isinstance(axes.residual, ErrorFeedback):
@@ -175,10 +177,12 @@ class _Planner:
         return plan
 
 
-def _basis_bytes(subspace: Any, store: BasisStore, rank: int, dim: int) -> tuple[int, int]:
+def _basis_bytes(subspace: Any, store: BasisStore, rank: int, dim: int, numel: int) -> tuple[int, int]:
     """As kept here, and in the papers' bf16."""
     if subspace.kind == "dense":
         return store.nbytes(rank, dim), rank * dim * 2 if store.bits == 0 else rank * dim * store.bits // 8
+    if subspace.kind == "elements":
+        return 4 * numel, 4 * numel
     if subspace.kind != "indices":
         return 0, 0
     each = 8 if isinstance(subspace, SampledIndices) else 4  # with their weights

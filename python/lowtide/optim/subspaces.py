@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideValueError
-from lowtide.optim.bases import Basis, CosineBasis, DenseBasis, IndexBasis, SeededBasis
+from lowtide.optim.bases import Basis, CosineBasis, DenseBasis, ElementBasis, IndexBasis, SeededBasis
 from lowtide.optim.norms import channel_energy, total
 from lowtide.optim.refresh import RefreshRequest
 from lowtide.optim.stores import BasisStore
@@ -29,7 +29,7 @@ class Subspace(Protocol):
         needs_mean: whether :meth:`find` looks at the first moment (bias-corrected, at full size).
         two_sided: whether it can be asked for bases of both sides of a matrix.
         varies: whether :meth:`keep` may change the rank in the state, and with it the shape of the moments.
-        kind: ``"dense"``, ``"indices"``, ``"seed"`` or ``"block"``: what is kept.
+        kind: ``"dense"``, ``"indices"``, ``"elements"``, ``"seed"`` or ``"block"``: what is kept.
     """
 
     @property
@@ -245,6 +245,29 @@ class RandomIndices(_Indices):
         keys = random.sample(request.dim, slot=1, like="torch", **request.address)
         chosen = torch.argsort(keys, stable=True)[: request.rank]
         return chosen.sort().values.to(torch.int32)
+
+
+@dataclass(frozen=True)
+class RandomElements(_Indices):
+    """Random elements, r in each row (right) or column (left): FRUGAL's "randk", but with as many in every line, so that moments
+    keep the shape m x r or r x n. An index is kept for each."""
+
+    needs_gradient: ClassVar[bool] = False
+    kind: ClassVar[str] = "elements"
+
+    def find(self, request: RefreshRequest) -> Tensor:
+        """int32, ascending within a line."""
+        from lowtide import random
+
+        right = request.side == "right"
+        lines = request.grad.shape[0 if right else 1]
+        keys = random.sample((lines, request.dim), slot=1, like="torch", **request.address)
+        chosen = torch.argsort(keys, dim=1, stable=True)[:, : request.rank].sort(dim=1).values
+        return (chosen if right else chosen.T).to(torch.int32).contiguous()
+
+    def load(self, state: dict[str, Any], store: BasisStore) -> Basis:
+        """See :class:`Subspace`."""
+        return ElementBasis(state["basis.indices"], state["dim"], state["side"])
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from lowtide.optim.residuals import ScaledGradient, ScaledResidual, SignResidual
 from lowtide.optim.rules import AdamRule
 from lowtide.optim.subspaces import (
     ExactSVD,
+    RandomElements,
     RandomGaussian,
     RandomHadamard,
     RandomIndices,
@@ -77,7 +78,8 @@ class FRUGAL(Composed):
         params: groups from :func:`lowtide.optim.param_groups`; the paper's density 0.25 is ``rank=0.25``. ``scale``, 1 unless
             given, multiplies the learning rate of the projected parameters.
         lr, betas, eps, weight_decay: as in torch.
-        subspace: ``"indices"``: random columns or rows of the shorter side, no products; ``"random"``: random
+        subspace: ``"indices"``: random columns or rows of the shorter side, no products; ``"elements"``: random elements, as many in
+            each line; ``"random"``: random
             orthonormal; ``"hadamard"``: random orthonormal by a fast transform, nothing stored but a seed; ``"svd"``: GaLore's,
             randomized; ``"blocks"``: whole matrices take turns (:class:`~lowtide.optim.Blocks`), the default of the paper's code.
         density: with ``"blocks"``: the share of elements that AdamW trains at a time, in [0, 1]; ``rank`` is not looked at then.
@@ -96,6 +98,7 @@ class FRUGAL(Composed):
     ) -> None:  # fmt: skip
         kinds: dict[str, Subspace] = {
             "indices": RandomIndices(),
+            "elements": RandomElements(),
             "random": RandomOrthonormal(),
             "hadamard": RandomHadamard(),
             "svd": svd_of("randomized"),
