@@ -40,7 +40,7 @@ MATRICES = [
     (29, "mlp.down_proj"),
 ]
 WAYS = {"warm": ("#2e7fb8", "-"), "cold": ("#d1643c", "--"), "stale": ("#9aa0a8", ":")}
-BATCH, LENGTH, LR = 4, 128, 1e-4
+BATCH, LENGTH, LR = 4, 64, 1e-4
 
 
 def batches(tokens: Tensor) -> Iterator[Tensor]:
@@ -107,7 +107,7 @@ def run(steps: int, gap: int, rank: int) -> tuple[list[Matrix], list[float]]:
     transformers.utils.logging.disable_progress_bar()
     folder = assets.fetch("smollm2-135m")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    text = assets.fetch("shakespeare").read_text()[:100_000]
+    text = assets.fetch("shakespeare").read_text()[:60_000]
     tokens = transformers.AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids[0]
     matrices = [
         Matrix(f"layer {i} {name.split('.')[1]}", model.model.layers[i].get_submodule(name).weight, rank)
@@ -157,7 +157,7 @@ def plot(matrices: list[Matrix], path: Path) -> None:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    p.add_argument("--steps", type=int, default=36)
+    p.add_argument("--steps", type=int, default=24)
     p.add_argument("--gap", type=int, default=4, help="steps between refreshes (default 4)")
     p.add_argument("--rank", type=int, default=128)
     p.add_argument("--no-save", action="store_true")

@@ -74,7 +74,7 @@ void inverse_ref(const DctJob& job, int64_t begin, int64_t end, float* work) {
 
 void power_ref(const DctJob& job, int64_t block, float* work) {
   const int64_t n = job.plan.n, lines = dct_lines(job.in);
-  float* const sums = work + dct_work(job.plan) - kDctLanes * n;
+  float* const sums = work + dct_work(job.plan) - kDctTogether * n;
   for (int64_t i = 0; i < kDctLanes * n; ++i) sums[i] = 0.0f;
   const int64_t first = block * kDctPowerLines;
   for (int64_t l = first; l < first + kDctPowerLines && l < lines; ++l) {

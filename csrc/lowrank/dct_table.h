@@ -23,8 +23,14 @@ struct DctJob {
   float* out;  // forward: low; inverse: the matrix; power: n sums for each block of lines
 };
 
-// Floats of scratch: two buffers of 2 m (or n) values a lane, and the sums of dct_power.
-inline int64_t dct_work(const DctPlan& p) { return kDctLanes * (2 * dct_room(p) + p.n); }
+// Columns that are written together.
+constexpr int64_t kDctTogether = 4 * kDctLanes;
+
+// Floats of scratch: two buffers of 2 m (or n) values a lane, and the sums of dct_power or the
+// columns that are written together.
+inline int64_t dct_work(const DctPlan& p) {
+  return kDctLanes * 2 * dct_room(p) + kDctTogether * p.n;
+}
 
 struct DctTable {
   // Lines 16 b .. 16 b + 15 for b in [begin, end); `work` is aligned to 64 bytes.
