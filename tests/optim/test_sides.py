@@ -142,6 +142,32 @@ def test_random_elements_follow_adam_and_others_signsgd(shape: tuple[int, int]) 
     assert (report.states, report.basis) == (held["states"], held["basis"])
 
 
+@pytest.mark.parametrize("proj", ["svd", "random", "hadamard", "rademacher"])
+def test_galore_projects_as_told(proj: str) -> None:
+    shape = (33, 70)
+    p = nn.Parameter(torch.zeros(shape))
+    opt = lt.optim.GaLore(
+        [{"params": [p], "rank": RANK, "scale": 0.5}],
+        LR,
+        lt.optim.SGDRule(0.0),
+        proj=proj,
+        svd="exact",
+        seed=7,
+    )
+    g = p.grad = gradient(shape, 0)
+    opt.step()
+    if proj in ("svd", "random"):
+        b = opt.state[p]["basis"]
+    else:
+        hadamard = proj == "hadamard"
+        P = lt.lowrank.RandomHadamard(RANK) if hadamard else lt.lowrank.RandomProjection(RANK, proj)
+        b = P.basis(g, side="left", seed=7)
+        assert opt.state_bytes()["basis"] == 0
+    torch.testing.assert_close(p.detach(), -0.5 * LR * b.T @ (b @ g), atol=1e-6, rtol=1e-4)
+    with pytest.raises(lt.LowtideError, match="proj must be one of"):
+        lt.optim.GaLore([p], proj="best")
+
+
 METHODS = {
     "galore": lambda g, **k: lt.optim.GaLoreAdamW(g, lr=LR, **k),
     "qgalore": lambda g, **k: lt.optim.QGaLoreAdamW(g, lr=LR, **k),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from lowtide.optim.engine import Composed
-from lowtide.optim.presets.common import Betas, svd_of
+from lowtide.optim.presets.common import Betas, projection_of
 from lowtide.optim.refresh import EveryT
 from lowtide.optim.rules import AdamRule, DiffGradRule, Rule, SGDRule, SignRule
 from lowtide.optim.scale_invariant import ScaleInvariant
@@ -124,6 +124,8 @@ class GaLore(Composed):
         rule: an update rule; AdamRule() unless given.
         weight_decay: decoupled.
         svd: ``"randomized"`` (warm-started) or ``"exact"``.
+        proj: ``"svd"``; or what keeps the moments' meaning only between refreshes: ``"random"`` (orthonormal, stored),
+            ``"hadamard"`` (orthonormal, a seed and a fast transform), ``"rademacher"`` (signs, a seed).
         **common: ``state``, ``constraint``, ``seed``, ``nonfinite``, ``stochastic`` of :class:`~lowtide.optim.Composed`.
     """
 
@@ -131,9 +133,10 @@ class GaLore(Composed):
 
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-3, rule: Rule | None = None, weight_decay: float = 0.0, *,
-        svd: str = "randomized", **common: Any,
+        svd: str = "randomized", proj: str = "svd", **common: Any,
     ) -> None:  # fmt: skip
         super().__init__(
-            params, lr, rule=rule, weight_decay=weight_decay, subspace=svd_of(svd), refresh=EveryT(), transport=Stale(),
+            params, lr, rule=rule, weight_decay=weight_decay, subspace=projection_of(proj, svd), refresh=EveryT(),
+            transport=Stale(),
             **common,
         )  # fmt: skip
