@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "base/error.h"
 #include "base/fpenv.h"
@@ -14,17 +13,11 @@ namespace lowtide::optim {
 namespace {
 
 constexpr auto kTables = LT_TABLES(FactoredTable, factored);
-constexpr double kMost = std::numeric_limits<float>::max();
-constexpr double kTiny = std::numeric_limits<float>::min();
 
-// Rows that one thread takes: about 64 k elements, but not so few that sums by column, one set a
-// chunk, outweigh the matrix.
 struct Chunks {
   int64_t rows, each, count;
   explicit Chunks(int64_t all, int64_t cols)
-      : rows(all),
-        each(std::clamp<int64_t>(65536 / std::max<int64_t>(cols, 1), 16, 4096)),
-        count((all + each - 1) / each) {}
+      : rows(all), each(chunk_rows(cols)), count(chunk_count(all, cols)) {}
   template <class F>
   void run(const F& f) const {
     parallel_for(count, 1, [&](int64_t lo, int64_t hi) {
@@ -40,20 +33,23 @@ void check(const RowMatrix& x) {
 bool is_rate(double beta) { return beta >= 0 && beta <= 1; }
 bool is_size(double x) { return std::isfinite(x) && x >= 0; }
 
-float inverse_root(double x) {
-  return static_cast<float>(std::min(1.0 / std::sqrt(std::max(x, 1.0 / (kMost * kMost))), kMost));
-}
-
-// beta2 old + (1 - beta2) (sum / count + eps) for each; false if one is not finite.
+// The second moments after this step; false if one is not finite.
 bool averages(std::vector<float>& out, const float* old, const std::vector<double>& sums,
               int64_t count, double beta2, double eps) {
   bool ok = true;
   for (size_t i = 0; i < out.size(); ++i) {
-    const double square = sums[i] / static_cast<double>(count) + eps;
-    out[i] = static_cast<float>(beta2 * static_cast<double>(old[i]) + (1.0 - beta2) * square);
-    ok = ok && out[i] >= 0.0f && std::isfinite(out[i]);
+    out[i] = averaged(old[i], sums[i], count, beta2, eps);
+    ok = ok && is_moment(out[i]);
   }
   return ok;
+}
+
+// Element i goes to lane i % 16.
+template <class T>
+double sum_of(const std::vector<T>& x) {
+  double lane[kRowLanes] = {};
+  for (size_t i = 0; i < x.size(); ++i) lane[i % kRowLanes] += static_cast<double>(x[i]);
+  return fold_row(lane);
 }
 
 void row_and_column_squares(std::vector<double>& row, std::vector<double>& col, const RowMatrix& g,
@@ -94,26 +90,20 @@ bool adafactor(float* u, float* row, float* col, const RowMatrix& g, const Facto
   std::vector<float> new_row(row_sums.size()), new_col(col_sums.size());
   bool ok = averages(new_row, row, row_sums, g.cols, rule.beta2, rule.eps);
   ok = ok && averages(new_col, col, col_sums, g.rows, rule.beta2, rule.eps);
-  const Chunks chunks(g.rows, g.cols);
   double total = 0.0;
   if (ok) {
-    double mean = 1.0;
-    if (col != nullptr) {
-      mean = 0.0;
-      for (float r : new_row) mean += static_cast<double>(r);
-      mean = std::max({mean / static_cast<double>(g.rows), rule.mean_least, kTiny});
-    }
+    const double mean = col == nullptr ? 1.0 : row_mean(sum_of(new_row), g.rows, rule.mean_least);
     std::vector<float> r(new_row.size()), c(new_col.size());
     for (size_t i = 0; i < r.size(); ++i)
       r[i] = inverse_root(static_cast<double>(new_row[i]) / mean);
     for (size_t k = 0; k < c.size(); ++k) c[k] = inverse_root(static_cast<double>(new_col[k]));
     const float cap = inverse_root(rule.least);
-    std::vector<double> sums(static_cast<size_t>(chunks.count));
-    chunks.run([&](int64_t chunk, int64_t begin, int64_t end) {
-      sums[static_cast<size_t>(chunk)] =
-          table.scale(u, g, r.data(), col != nullptr ? c.data() : nullptr, cap, begin, end);
+    std::vector<double> sums(r.size());
+    Chunks(g.rows, g.cols).run([&](int64_t, int64_t begin, int64_t end) {
+      table.scale(u, sums.data(), g, r.data(), col != nullptr ? c.data() : nullptr, cap, begin,
+                  end);
     });
-    for (double s : sums) total += s;
+    total = sum_of(sums);
     ok = std::isfinite(total);
   }
   if (!ok) {
@@ -122,10 +112,10 @@ bool adafactor(float* u, float* row, float* col, const RowMatrix& g, const Facto
   }
   std::copy(new_row.begin(), new_row.end(), row);
   if (col != nullptr) std::copy(new_col.begin(), new_col.end(), col);
-  const double excess = std::sqrt(total / static_cast<double>(n)) / rule.threshold;
-  if (excess > 1.0) {
-    const std::vector<float> shrink(static_cast<size_t>(g.rows), static_cast<float>(1.0 / excess));
-    scale_rows(u, shrink.data(), g.rows, g.cols);
+  const float shrink = shrinkage(total, static_cast<double>(n), rule.threshold);
+  if (shrink != 1.0f) {
+    const std::vector<float> all(new_row.size(), shrink);
+    scale_rows(u, all.data(), g.rows, g.cols);
   }
   return true;
 }
@@ -142,9 +132,7 @@ bool block_adam(float* factor, float* v, const RowMatrix& g, const BlockRule& ru
   std::vector<float> next(sums.size());
   const bool ok = averages(next, v, sums, g.cols, rule.beta2, 0.0);
   for (size_t i = 0; i < next.size(); ++i) {
-    const double root =
-        std::sqrt(static_cast<double>(next[i])) * rule.s + std::max(rule.eps, kTiny);
-    factor[i] = ok ? static_cast<float>(std::min(rule.a / root, kMost)) : 0.0f;
+    factor[i] = ok ? block_factor(next[i], rule.a, rule.s, rule.eps) : 0.0f;
     if (ok) v[i] = next[i];
   }
   return ok;

@@ -5,8 +5,9 @@
 // algorithm 2) decides and projects. Matrices are rows x cols, row-major, contiguous.
 //
 // Sums are taken in double: a row has 16 lane sums (element k goes to lane k % 16), folded by
-// halves; a column is a chain within each chunk of rows (a constant of the shape), chunks are added
-// in order. Products of floats are exact in double, so the only roundings are those of the sums.
+// halves; so are sums over all rows. A column is a chain within each chunk of rows (a constant of
+// the shape), chunks are added in order. Products of floats are exact in double, so the only
+// roundings are those of the sums.
 //
 // Traffic an element with float32 gradients: Adafactor 4 bytes for the sums, 8 for the scaled
 // gradient and 8 more where it is clipped; Adam-mini 4.

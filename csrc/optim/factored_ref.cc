@@ -33,9 +33,8 @@ void dots_ref(double* out, const RowMatrix& x, const RowMatrix& y, int64_t begin
   }
 }
 
-double scale_ref(float* u, const RowMatrix& g, const float* r, const float* c, float cap,
-                 int64_t begin, int64_t end) {
-  double total = 0.0;
+void scale_ref(float* u, double* sums, const RowMatrix& g, const float* r, const float* c,
+               float cap, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     double lane[kRowLanes] = {};
     for (int64_t k = 0; k < g.cols; ++k) {
@@ -44,9 +43,8 @@ double scale_ref(float* u, const RowMatrix& g, const float* r, const float* c, f
       u[i * g.cols + k] = x;
       lane[k % kRowLanes] += static_cast<double>(x) * static_cast<double>(x);
     }
-    total += fold_row(lane);
+    sums[i] = fold_row(lane);
   }
-  return total;
 }
 
 void shear_ref(float* u, const float* c, const RowMatrix& w, int64_t begin, int64_t end) {

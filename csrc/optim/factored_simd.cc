@@ -150,10 +150,9 @@ LT_SIMD vf32 capped(vf32 x, float cap) {
 }
 
 template <class Element, bool columns>
-double scale_of(float* u, const RowMatrix& g, const float* r, const float* c, float cap,
-                int64_t begin, int64_t end) {
+void scale_of(float* u, double* sums, const RowMatrix& g, const float* r, const float* c, float cap,
+              int64_t begin, int64_t end) {
   const int64_t cols = g.cols;
-  double total = 0.0;
   for (int64_t i = begin; i < end; ++i) {
     const Element* p = static_cast<const Element*>(g.data) + i * cols;
     float* q = u + i * cols;
@@ -181,22 +180,21 @@ double scale_of(float* u, const RowMatrix& g, const float* r, const float* c, fl
         for (int64_t j = 0; j < live; ++j) q[k + j] = out[j];
       }
     }
-    total += folded(sum);
+    sums[i] = folded(sum);
   }
-  return total;
 }
 
 template <class Element>
-double scale_of(float* u, const RowMatrix& g, const float* r, const float* c, float cap,
-                int64_t begin, int64_t end) {
-  return c == nullptr ? scale_of<Element, false>(u, g, r, c, cap, begin, end)
-                      : scale_of<Element, true>(u, g, r, c, cap, begin, end);
+void scale_of(float* u, double* sums, const RowMatrix& g, const float* r, const float* c, float cap,
+              int64_t begin, int64_t end) {
+  return c == nullptr ? scale_of<Element, false>(u, sums, g, r, c, cap, begin, end)
+                      : scale_of<Element, true>(u, sums, g, r, c, cap, begin, end);
 }
 
-double scale_simd(float* u, const RowMatrix& g, const float* r, const float* c, float cap,
-                  int64_t begin, int64_t end) {
-  return g.dtype == Dtype::f32 ? scale_of<float>(u, g, r, c, cap, begin, end)
-                               : scale_of<uint16_t>(u, g, r, c, cap, begin, end);
+void scale_simd(float* u, double* sums, const RowMatrix& g, const float* r, const float* c,
+                float cap, int64_t begin, int64_t end) {
+  return g.dtype == Dtype::f32 ? scale_of<float>(u, sums, g, r, c, cap, begin, end)
+                               : scale_of<uint16_t>(u, sums, g, r, c, cap, begin, end);
 }
 
 template <class Element>
