@@ -130,6 +130,14 @@ def test_gradient_clipping_holds_the_norm(model: Path, data: Path, tmp_path: Pat
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_gradient_clipping_within_the_backward_pass(model: Path, data: Path, tmp_path: Path) -> None:
+    after = finetune(model, data, tmp_path / "a", method="galore", grad_clip=1e-2)
+    within = finetune(model, data, tmp_path / "b", method="galore", grad_clip=1e-2, in_backward="on")
+    losses = [[r["loss"] for r in numbers(tmp_path / run) if "loss" in r] for run in "ab"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert within["bytes"]["gradients"] < after["bytes"]["gradients"]
+
+
 def test_in_backward_trains_like_after_it_and_holds_less(model: Path, data: Path, tmp_path: Path) -> None:
     after = finetune(model, data, tmp_path / "a", method="galore", in_backward="off")
     within = finetune(model, data, tmp_path / "b", method="galore", in_backward="on")

@@ -119,14 +119,18 @@ def test_exact_clipping_equals_clip_grad_norm(method: str, clip: str, accumulate
 
 
 def test_gradients_that_wait_for_their_norm_wait_projected() -> None:
-    model = make_model()
-    handle = lt.optim.in_backward(METHODS["galore"], model, max_grad_norm=1.0)
-    layerwise(model, handle, range(1))
-    handle.zero_grad()
-    layerwise(model, handle, range(1, 2))
+    """With ``refresh_from="first"`` in steps that find a subspace, too: that of a gradient and of its multiple are one but for
+    rounding, and where they start anew (Q-GaLore) for signs."""
+    model, twin = make_model(), make_model()
+    handle = lt.optim.in_backward(METHODS["galore"], model, max_grad_norm=0.1, refresh_from="first")
+    norms = plain(twin, METHODS["galore"](twin), range(2 * GAP), limit=0.1)
     matrices = [m for m in model if isinstance(m, nn.Linear)]
     projected = sum(4 * 4 * max(m.weight.shape) + 4 * m.bias.numel() for m in matrices)
-    assert handle.state_bytes()["gradients"] < projected + 4 * 64 * 64
+    for t in range(2 * GAP):
+        handle.zero_grad()
+        assert layerwise(model, handle, range(t, t + 1)) == pytest.approx(norms[t : t + 1], rel=1e-4)
+        assert handle.state_bytes()["gradients"] < projected + 4 * 64 * 64
+    assert far(model, twin, make_model()) < 1e-3
 
 
 def test_clipping_by_the_norm_of_the_step_before() -> None:

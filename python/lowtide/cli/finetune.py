@@ -82,7 +82,7 @@ def add_parser(commands: Any) -> None:
     )
     option("eps", "added to the root of the second moment (default: the method's)", type=float, metavar="X")
     option("weight_decay", "decoupled weight decay", type=float, metavar="X")
-    option("grad_clip", "clip the norm of all gradients together to X; they are then all held at once (default: no clipping)",
+    option("grad_clip", "clip the norm of all gradients together to X (default: no clipping); they wait for it, projected with --in-backward on",
            type=float, metavar="X")  # fmt: skip
     option("in_backward", "update each parameter, and free its gradient, within the backward pass (auto: as the method likes)",
            choices=("auto", "on", "off"))  # fmt: skip

@@ -341,9 +341,9 @@ def in_backward(
             factor, nothing kept: ``handle.backward(loss)`` runs a backward pass to measure and another to update.
             ``"previous"``: by the norm of the step before (the first step: each parameter by its own); nothing kept.
             Gradients that were accumulated within a subspace count as they are there.
-        refresh_from: where gradients add up in subspaces and one is to be replaced. ``"all"``: the whole gradients of that step
+        refresh_from: where gradients are kept in subspaces and one is to be replaced. ``"all"``: the whole gradients of that step
             are kept, and the result is that of no ``in_backward``. ``"first"``: it is found in the gradient of the
-            first pass, so that at no time whole gradients are kept.
+            first pass, before clipping, so that at no time whole gradients are kept.
         process_group: a ``torch.distributed`` group over which gradients are averaged as they arrive, in their subspace where
             they are kept there. Parameters must be equal at the start, and get gradients on all ranks or on none.
 

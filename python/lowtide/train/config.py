@@ -114,10 +114,6 @@ class FinetuneConfig:
         self._require(ok, "weight_decay", "a finite number >= 0", "0 is the default")
         if self.grad_clip is not None:
             self._positive("grad_clip", "1.0 is usual; leave it out for no clipping")
-            if self.in_backward == "on":
-                raise ConfigError(
-                    "grad_clip needs all gradients at once and in_backward frees each as it arrives; leave out one of them"
-                )
         self._integer("steps", 1, "200 is the default")
         self._integer("batch_size", 1, "4 is the default")
         self._integer("seq_len", 2, "128 is the default")

@@ -172,7 +172,11 @@ class Updater:
             params, lr=config.peak_lr, weight_decay=config.weight_decay, seed=config.seed, **given
         )
         self._in_backward = config.frees_gradients
-        self._optimizer: Any = lowtide.optim.in_backward(optimizer, model) if self._in_backward else optimizer
+        self._optimizer: Any = optimizer
+        if self._in_backward:
+            self._optimizer = lowtide.optim.in_backward(
+                optimizer, model, max_grad_norm=config.grad_clip, refresh_from="first"
+            )
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of every parameter group for the next backward pass and update."""
@@ -180,7 +184,9 @@ class Updater:
             group["lr"] = lr
 
     def clip(self, limit: float) -> None:
-        """Scale all gradients so that their norm together is at most `limit`."""
+        """Scale all gradients so that their norm together is at most `limit`; within the backward pass that has happened."""
+        if self._in_backward:
+            return
         import torch
 
         from lowtide.optim import weights
