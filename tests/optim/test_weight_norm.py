@@ -133,7 +133,7 @@ def test_decay_shrinks_magnitudes() -> None:
 
 def test_magnitudes_do_not_become_negative() -> None:
     p = nn.Parameter(torch.full((4, 8), 1e-3))
-    opt = GradNormLoRP(low(p), lr=1.0)
+    opt = GradNormLoRP(low(p, proj_type="std"), lr=1.0)
     p.grad = torch.ones_like(p)
     opt.step()
     assert torch.equal(p.detach(), torch.zeros(4, 8))
@@ -159,10 +159,33 @@ def test_rows_of_zeros_start() -> None:
     assert bool(p.isfinite().all())
 
 
+def test_both_sides_are_projected() -> None:
+    """As in the paper: moments r x r, and a step within both subspaces of the direction's gradient."""
+    torch.manual_seed(8)
+    p = nn.Parameter(torch.randn(24, 40))
+    before = p.detach().clone()
+    p.grad = torch.randn(24, 40)
+    G = WeightNorm().split(p, p.grad).grad
+    opt = Composed(
+        low(p, proj_type="full"), lr=0.1, rule=lt.optim.SGDRule(0.0), subspace=lt.optim.ExactSVD(),
+        parametrization=WeightNorm(),
+    )  # fmt: skip
+    opt.step()
+    u, s, vh = torch.linalg.svd(G)
+    v = before - 0.1 * (u[:, :4] * s[:4]) @ vh[:4]
+    magnitude = before.norm(dim=1) - 0.1 * (p.grad * before).sum(1) / before.norm(dim=1)
+    want = v * (magnitude / v.norm(dim=1))[:, None]
+    torch.testing.assert_close(p.detach(), want, rtol=1e-4, atol=1e-4)
+    adam = GradNormLoRP(low(p), lr=1e-2)  # its default
+    adam.step()
+    assert adam.state[p]["exp_avg"].shape == (4, 4)
+
+
 def test_conv_weights_and_state_bytes() -> None:
     torch.manual_seed(5)
     conv = nn.Conv2d(8, 16, 3)
-    opt = GradNormLoRP([{"params": [conv.weight], "rank": 4}, {"params": [conv.bias]}], lr=1e-2)
+    groups = [{"params": [conv.weight], "rank": 4, "proj_type": "std"}, {"params": [conv.bias]}]
+    opt = GradNormLoRP(groups, lr=1e-2)
     conv(torch.randn(2, 8, 5, 5)).square().sum().backward()
     opt.step()
     state = opt.state[conv.weight]
@@ -184,7 +207,7 @@ def test_what_does_not_go_together_is_refused() -> None:
     p.grad = torch.ones_like(p)
     saved.step()
     with pytest.raises(lt.LowtideValueError, match=r"'magnitude.exp_avg' does not fit"):
-        GradNormLoRP(low(p)).load_state_dict(saved.state_dict())
+        GradNormLoRP(low(p, proj_type="std")).load_state_dict(saved.state_dict())
 
 
 def test_dora_adapters_train() -> None:

@@ -171,7 +171,9 @@ class Axes:
         if "rank" in group and len(shape) >= 2 and shape.numel() > 0:
             rows, cols = shape[0], shape.numel() // shape[0]
             side = _side((rows, cols), group["proj_type"])
-            state["dim"] = {"right": cols, "left": rows, "full": max(rows, cols)}[side]
+            state["dim"] = rows if side == "left" else cols
+            if side == "full":
+                state["rows"] = rows
             rank = rank_of(group["rank"], rows, cols)
             if self.subspace.varies:  # nothing before the first refresh says what it is
                 rank = state["dim"] if saved is not None and saved.get("rank") == state["dim"] else 0

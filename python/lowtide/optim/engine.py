@@ -61,9 +61,10 @@ class Composed(Optimizer):
         LowtideValueError, LowtideTypeError: a bad argument or group key, named.
     """
 
-    #: ``update_proj_gap`` and ``scale`` of a low-rank group that has none.
+    #: ``update_proj_gap``, ``scale`` and ``proj_type`` of a low-rank group that has none.
     default_gap: ClassVar[int] = 200
     default_scale: ClassVar[float] = 1.0
+    default_proj_type: ClassVar[str] = "std"
 
     def __init__(
         self,
@@ -129,7 +130,7 @@ class Composed(Optimizer):
             check_low_rank_keys(param_group)
             param_group.setdefault("update_proj_gap", self.default_gap)
             param_group.setdefault("scale", self.default_scale)
-            param_group.setdefault("proj_type", "std")
+            param_group.setdefault("proj_type", self.default_proj_type)
             self._axes.check_group(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]

@@ -86,7 +86,7 @@ def param_groups(
     *,
     update_proj_gap: int | None = None,
     scale: float | None = None,
-    proj_type: str = "std",
+    proj_type: str | None = None,
     target: str | Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Split a model's trainable parameters into low-rank and full-rank groups.
@@ -100,7 +100,8 @@ def param_groups(
         update_proj_gap: steps between refreshes of a subspace. Default: the optimizer's own (200 for GaLore).
         scale: multiplies the back-projected update (GaLore's alpha). Default: the optimizer's own (0.25 for GaLore).
         proj_type: ``"std"`` projects the shorter side; ``"reverse_std"``, ``"left"``, ``"right"``, ``"full"`` (both: moments
-            are rank x rank, two bases are kept) as in galore-torch.
+            are rank x rank, two bases are kept) as in galore-torch. Default: the optimizer's own (``"full"`` for GradNormLoRP,
+            else ``"std"``).
         target: regular expressions searched in parameter names: only these linear weights go low rank. Default: all.
 
     Returns:
@@ -112,7 +113,9 @@ def param_groups(
     """
     from lowtide.quant import is_quant_weight
 
-    keys: dict[str, Any] = {"rank": rank, "proj_type": proj_type}
+    keys: dict[str, Any] = {"rank": rank}
+    if proj_type is not None:
+        keys["proj_type"] = proj_type
     if update_proj_gap is not None:
         keys["update_proj_gap"] = update_proj_gap
     if scale is not None:

@@ -166,9 +166,9 @@ class _Planner:
             plan.states = [(round(n * share), round(size * share), coded) for n, size, coded in plan.states]
         rank = state["rank"]
         plan.projected = math.prod(projected_shape(state, rows, cols))
-        plan.basis, plan.paper_basis = _basis_bytes(
-            axes.subspace, axes.basis, rank, state["dim"], plan.projected
-        )
+        for dim in (rows, cols) if state["side"] == "full" else (state["dim"],):
+            here, paper = _basis_bytes(axes.subspace, axes.basis, rank, dim, plan.projected)
+            plan.basis, plan.paper_basis = plan.basis + here, plan.paper_basis + paper
         reference = axes.refresh.nbytes(plan.projected)
         plan.states.append((reference, reference // 2, False))
         if isinstance(axes.residual, ErrorFeedback):

@@ -29,7 +29,7 @@ def check_saved(want: dict[str, Any], entry: dict[str, Any], shape: torch.Size) 
                 f"saved state of a parameter of shape {tuple(shape)} was made under {_called(got)}, this optimizer has "
                 f"{_called(value)}; load it into one with the constraint it was saved with, then assign .constraint"
             )
-        elif name in ("side", "rank", "dim") and got != value:
+        elif name in ("side", "rank", "dim", "rows") and got != value:
             raise LowtideValueError(
                 f"saved state has {name} {got!r}, this optimizer has {value!r}; build it with the settings it was saved with"
             )
