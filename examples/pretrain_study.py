@@ -34,8 +34,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "DCT-AdamW": {"cls": "DCTAdamW", "lr": 2e-3, "rank": 0.25, "gap": 1, "options": {"weight_decay": 0.0}},
     "APOLLO": {"cls": "APOLLO", "lr": 1e-2, "rank": 0.25},
     "APOLLO-Mini": {"cls": "APOLLOMini", "lr": 1e-2, "rank": 1},
+    # Not a method but a control: GaLore's scale of 0.25 also gives embeddings, head and norms four times the rate of matrices.
+    "AdamW, matrices x 0.25": {
+        "cls": "AdamW",
+        "lr": 8e-3,
+        "matrix_rate": 0.25,
+        "options": {"weight_decay": 0.0},
+    },
 }
-COLOURS = ["#4c566a", "#2e7fb8", "#7fb2d6", "#d1643c", "#8f6bb3", "#3b8f5a", "#c9a227", "#e0c878"]
+TARGET = ["self_attn", "mlp"]
+COLOURS = ["#4c566a", "#2e7fb8", "#7fb2d6", "#d1643c", "#8f6bb3", "#3b8f5a", "#c9a227", "#e0c878", "#a0a8b8"]
 WIDTH, LAYERS, HEADS, HIDDEN = 256, 6, 4, 688
 
 
@@ -64,8 +72,13 @@ def build_optimizer(model: Any, name: str, lr: float, steps: int, seed: int) -> 
     if "rank" in m:
         params = lt.optim.param_groups(
             model, rank=m["rank"], update_proj_gap=m.get("gap", max(1, steps // 10)), scale=m.get("scale"),
-            target=["self_attn", "mlp"],
+            target=TARGET,
         )  # fmt: skip
+    elif "matrix_rate" in m:
+        params = [
+            {k: v for k, v in g.items() if k in ("params", "param_ids")}
+            for g in lt.optim.param_groups(model, target=TARGET)
+        ]
     return getattr(lt.optim, m["cls"])(params, lr=lr, seed=seed, **m.get("options", {}))
 
 
@@ -103,12 +116,13 @@ def train(a: argparse.Namespace) -> None:
         return statistics.fmean(float(model(input_ids=x, labels=x).loss) for x in held_out)
 
     rng = np.random.default_rng(a.seed)
+    rates = [METHODS[a.worker].get("matrix_rate", 1.0)] + [1.0] * len(opt.param_groups)  # matrices come first
     curve, seconds, optimizer_seconds = [(0, evaluate())], 0.0, 0.0
     bar = tqdm(range(a.steps), desc=f"{a.worker} lr {a.lr:g} seed {a.seed}", leave=False, dynamic_ncols=True)
     for step in bar:
         started = time.perf_counter()
-        for group in opt.param_groups:
-            group["lr"] = learning_rate(step, a.steps, a.lr)
+        for group, rate in zip(opt.param_groups, rates, strict=False):
+            group["lr"] = rate * learning_rate(step, a.steps, a.lr)
         x = batch(text[:cut], rng)
         loss = model(input_ids=x, labels=x).loss
         loss.backward()
@@ -120,7 +134,7 @@ def train(a: argparse.Namespace) -> None:
         if not math.isfinite(loss.item()):
             curve.append((step + 1, math.inf))
             break
-        if (step + 1) % max(1, a.steps // 10) == 0 or step + 1 == a.steps:
+        if (step + 1) % max(1, a.steps // a.points) == 0 or step + 1 == a.steps:
             curve.append((step + 1, evaluate()))
             bar.set_postfix_str(f"held out {curve[-1][1]:.3f}")
     size = opt.state_bytes()
@@ -134,16 +148,18 @@ def train(a: argparse.Namespace) -> None:
     out.with_suffix(".part").rename(out)
 
 
-def run(a: argparse.Namespace, name: str, lr: float, seed: int, steps: int) -> dict[str, Any]:
-    """The result of one run; from disk where it is there."""
-    key = f"{name.lower()}-lr{lr:g}-s{seed}-n{steps}-b{a.batch_size}x{a.seq_len}-l{a.layers}"
+def run(
+    a: argparse.Namespace, name: str, lr: float, seed: int, steps: int, points: int = 5
+) -> dict[str, Any]:
+    """The result of one run, its loss taken ``points`` times; from disk where it is there."""
+    key = f"{name.lower().replace(', ', '-').replace(' ', '')}-lr{lr:g}-s{seed}-n{steps}-b{a.batch_size}x{a.seq_len}-l{a.layers}"
     path = Path(a.out) / "runs" / f"{key}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         command = [
             sys.executable, __file__, "--worker", name, "--lr", repr(lr), "--seed", str(seed), "--steps", str(steps),
             "--result", str(path), "--batch-size", str(a.batch_size), "--seq-len", str(a.seq_len), "--layers",
-            str(a.layers), "--threads", str(a.threads), "--eval-batches", str(a.eval_batches),
+            str(a.layers), "--threads", str(a.threads), "--eval-batches", str(a.eval_batches), "--points", str(points),
             *(["--text", a.text] if a.text else []),
         ]  # fmt: skip
         subprocess.run(command, check=True)
@@ -161,13 +177,18 @@ def tune(a: argparse.Namespace, name: str) -> tuple[float, dict[str, float]]:
     start = METHODS[name]["lr"]
     if not a.tune_steps:
         return start, {}
-    seen = {f: run(a, name, start * f, 0, a.tune_steps)["loss"] for f in (0.5, 1.0, 2.0)}
+
+    def loss_at(factor: float) -> float:
+        loss: float = run(a, name, start * factor, 0, a.tune_steps, points=1)["loss"]
+        return loss
+
+    seen = {f: loss_at(f) for f in (0.5, 1.0, 2.0)}
     for _ in range(3):
         best = min(seen, key=lambda f: seen[f])
         if min(seen) < best < max(seen):
             break
         further = best / 2 if best == min(seen) else best * 2
-        seen[further] = run(a, name, start * further, 0, a.tune_steps)["loss"]
+        seen[further] = loss_at(further)
     best = min(seen, key=lambda f: seen[f])
     return start * best, {f"{start * f:g}": loss for f, loss in sorted(seen.items())}
 
@@ -211,8 +232,9 @@ def report(a: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), constrained_layout=True)
     for r, colour in zip(rows, COLOURS, strict=False):
-        steps = [s for s, _ in r["curves"][0]]
-        means = [statistics.fmean(c[i][1] for c in r["curves"]) for i in range(len(steps))]
+        curves = [dict(c) for c in r["curves"]]
+        steps = sorted(set.intersection(*(set(c) for c in curves)))
+        means = [statistics.fmean(c[s] for c in curves) for s in steps]
         left.plot(steps[1:], means[1:], color=colour, marker="o", markersize=3, label=r["method"])
         kept = (r["bytes"]["states"] + r["bytes"]["basis"]) / 1e6
         over = [loss - statistics.fmean(base["losses"]) for loss in r["losses"]]
@@ -267,7 +289,8 @@ def main() -> None:
     for hidden in ("--worker", "--result"):
         p.add_argument(hidden, help=argparse.SUPPRESS)
     p.add_argument("--lr", type=float, help=argparse.SUPPRESS)
-    p.add_argument("--seed", type=int, help=argparse.SUPPRESS)
+    for hidden in ("--seed", "--points"):
+        p.add_argument(hidden, type=int, help=argparse.SUPPRESS)
     a = p.parse_args()
     a.threads = a.threads or max(1, (os.cpu_count() or 1) // a.jobs)
     if a.worker:
