@@ -253,3 +253,25 @@ def test_scale_defaults_to_the_method() -> None:
 def test_bad_arguments_are_named(make: Any, words: str) -> None:
     with pytest.raises(lt.LowtideError, match=words):
         make([{"params": [torch.nn.Parameter(torch.zeros(4, 4))], "rank": 2}])
+
+
+@pytest.mark.parametrize("make", PRESETS.values(), ids=PRESETS.keys())
+def test_packed_weights_move_as_dense_ones(make: Any) -> None:
+    layer = torch.nn.Linear(64, 96, bias=False)
+    model = torch.nn.Sequential(layer)
+    lt.quant.quantize_model_(model, weights="int8")
+    packed = model[0].weight
+    dense = torch.nn.Parameter(packed.quant.dequantize().clone())
+    start = dense.detach().clone()
+    packed.quant.main_grad = gradient((96, 64), 0)
+    dense.grad = gradient((96, 64), 0)
+    for p in (packed, dense):
+        make([{"params": [p], "rank": 4, "scale": 1.0}], lr=1e-2, seed=3, weight_decay=0.0).step()
+    assert packed.quant.main_grad is None or torch.equal(packed.quant.main_grad, dense.grad)
+    moved, wanted = packed.quant.dequantize() - start, dense.detach() - start
+    # Stochastic rounding: at most one code off, and none on average (5 sigma of a uniform fraction).
+    code = float(packed.quant.scale.max())
+    assert float((moved - wanted).abs().max()) <= 1.01 * code
+    assert abs(float((moved - wanted).mean())) < 5 * 0.5 * code / math.sqrt(wanted.numel())
+    slope = float((moved * wanted).sum() / wanted.square().sum())
+    assert abs(slope - 1.0) < 5 * 0.5 * code / float(wanted.norm())
