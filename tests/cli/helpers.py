@@ -13,7 +13,7 @@ from typing import Any
 VOCAB = 300
 METHODS = (
     "adamw", "adamw8bit", "adamw4bit", "lion8bit", "galore", "galore8bit", "qgalore", "fira", "frugal", "apollo",
-    "apollo-mini", "ldadam", "dct", "grass", "gradnormlorp", "subtrack",
+    "apollo-mini", "ldadam", "dct", "grass", "gradnormlorp", "subtrack", "adam-mini8bit",
 )  # fmt: skip
 
 

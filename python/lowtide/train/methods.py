@@ -36,6 +36,7 @@ METHODS: Mapping[str, Method] = {
     "adamw": Method("AdamW", "AdamW with fp32 states (the reference)", lr=1e-4),
     "adamw8bit": Method("AdamW8bit", "AdamW with 8-bit block states", lr=1e-4),
     "adamw4bit": Method("AdamW4bit", "AdamW with 4-bit block states", lr=1e-4),
+    "adam-mini8bit": Method("AdamMini8bit", "AdamW with one second moment a row, the first in 8-bit blocks", lr=1e-4),
     "lion8bit": Method("Lion8bit", "Lion with its one moment in 8-bit blocks", lr=1e-5, eps=False),
     "galore": Method("GaLoreAdamW", "AdamW in a low-rank subspace of the gradient", lr=1e-4, low_rank=True, in_backward=True),
     "galore8bit": Method(
