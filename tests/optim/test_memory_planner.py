@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,9 @@ def test_checkpointed_activations() -> None:
         lt.optim.memory(model, "adamw", batch=3, seq=50, activations=a).activations
         for a in ("full", "checkpointed")
     )
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # its name of transformers 4
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     measured = saved_bytes(model, torch.randint(500, (3, 50)))
     inputs = 4 * 3 * 50 * 4 * 128
     head = measured - inputs

@@ -81,7 +81,7 @@ def distributed_checkpoint(make: Factory) -> None:
             model.register_parameter(f"p{i}", p)
         return model
 
-    whole = parameters()
+    whole = parameters(((24, 40), (40, 24), (33,), (), (0, 5)))
     opt = make(whole)
     run(opt, whole, range(5))
     state = copy.deepcopy(get_optimizer_state_dict(model_of(whole), opt))
