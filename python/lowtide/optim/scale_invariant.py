@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowtide.errors import LowtideValueError
 from lowtide.optim import weights as weight_store
+from lowtide.optim.norms import total
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,13 @@ class ScaleInvariant:
         w = (weight_store.dense(p) if weight_store.is_quantized(p) else p.detach()).reshape(update.shape)
         rows = w.shape[0]
         dots = [ops.row_dots(x, y, rows) for x, y in ((grad, w), (grad, grad), (w, w))]
-        # fsum is exact: its order does not matter.
-        for by in (dots, [torch.tensor([math.fsum(d.tolist())], dtype=torch.float64) for d in dots]):
+        for by in (dots, [torch.tensor([total(d)], dtype=torch.float64) for d in dots]):
             gw, gg, ww = by
             cosine = gw.abs() / (gg.sqrt().clamp_min(self.eps) * ww.sqrt().clamp_min(self.eps))
             if float(cosine.max()) < self.delta / math.sqrt(w.numel() // by[0].numel()):
                 along = ops.row_dots(w, update, rows)
                 if ww.numel() == 1:
-                    along = torch.tensor([math.fsum(along.tolist())], dtype=torch.float64)
+                    along = torch.tensor([total(along)], dtype=torch.float64)
                 share = (along / (ww.sqrt() + self.eps).square()).float().expand(rows).contiguous()
                 ops.shear_rows_(update, share, w)
                 return update, self.wd_ratio

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
+from lowtide.optim.norms import total
 from lowtide.optim.updates import Update
 from lowtide.quant import is_quant_weight
 from lowtide.quant._weight import QuantParameter
@@ -86,7 +87,7 @@ def root_mean_square(p: Tensor) -> float:
     if w.numel() == 0:
         return 0.0
     rows = w.shape[0] if w.dim() > 1 else 1
-    return math.sqrt(math.fsum(ops.row_dots(w, w, rows).tolist()) / w.numel())
+    return math.sqrt(total(ops.row_dots(w, w, rows)) / w.numel())
 
 
 def nonfinite_blocks(grad: Tensor) -> Tensor:
