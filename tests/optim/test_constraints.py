@@ -22,8 +22,11 @@ def rows(k: int, d: int, seed: int = 0) -> Tensor:
 
 
 def flat(params: Any) -> list[Tensor]:
+    """The tensors in what an optimizer takes: tensors, groups of them, or pairs with names."""
     params = list(params)
-    return [p for g in params for p in g["params"]] if params and isinstance(params[0], dict) else params
+    if params and isinstance(params[0], dict):
+        params = [p for group in params for p in group["params"]]
+    return [p[1] if isinstance(p, tuple) else p for p in params]
 
 
 def null_space(params: Any) -> NullSpace:
