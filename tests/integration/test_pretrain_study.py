@@ -40,7 +40,7 @@ def test_runs_and_continues(tmp_path: Path) -> None:
     rows = json.loads((out / "pretrain_study.json").read_text())["rows"]
     assert [r["method"] for r in rows] == METHODS
     for r in rows:
-        curve = r["curves"][0]
+        curve = r["curve"]
         assert curve[-1][0] == 4
         assert curve[-1][1] < curve[0][1], f"{r['method']} did not learn: {curve}"
     assert rows[1]["bytes"]["weights"] < rows[0]["bytes"]["weights"]
