@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -413,3 +414,19 @@ def test_scheduler_and_closure() -> None:
 def test_bad_arguments_are_named(make, words: str) -> None:
     with pytest.raises(lt.LowtideError, match=words):
         make(make_model())
+
+
+def test_a_rank_beyond_the_matrix_is_clamped_and_said_once() -> None:
+    weights = [torch.nn.Parameter(torch.randn(4, 6)) for _ in range(2)]
+    opt = lt.optim.GaLoreAdamW([{"params": weights, "rank": 128}], lr=1e-2)
+    for p in weights:
+        p.grad = torch.randn(4, 6)
+    with pytest.warns(
+        UserWarning, match=r"rank 128 is more than a weight of shape \(4, 6\) has.*rank 4"
+    ) as said:
+        opt.step()
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opt.step()
+    assert [opt.state[p]["rank"] for p in weights] == [4, 4]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -48,6 +49,7 @@ class Axes:
     Attributes:
         peers: (param id, number of elements) of every low-rank matrix.
         skipped: for each fused call, how many blocks it left alone (tensors, not yet added up).
+        clamped: whether it was said that a rank is more than a matrix has.
     """
 
     rule: Rule
@@ -64,6 +66,7 @@ class Axes:
     parametrization: WeightNorm | None = None
     peers: list[tuple[int, int]] = field(default_factory=list)
     skipped: list[Tensor] = field(default_factory=list)
+    clamped: bool = False
 
     def __post_init__(self) -> None:
         if self.decay not in ("before", "after"):
@@ -175,6 +178,13 @@ class Axes:
             if side == "full":
                 state["rows"] = rows
             rank = rank_of(group["rank"], rows, cols)
+            if rank < group["rank"] and saved is None and p.device.type != "meta" and not self.clamped:
+                self.clamped = True
+                warnings.warn(
+                    f"rank {group['rank']} is more than a weight of shape {tuple(weight_store.shape(p))} has; it is trained at "
+                    f"rank {rank}, and others like it at theirs",
+                    stacklevel=2,
+                )
             if self.subspace.varies:  # nothing before the first refresh says what it is
                 rank = state["dim"] if saved is not None and saved.get("rank") == state["dim"] else 0
             state["side"], state["rank"], state["gap"] = side, rank, group["update_proj_gap"]
