@@ -114,7 +114,7 @@ def _pytest(name: str, what: str, arguments: str, minutes: float) -> Stage:
     return Stage(name, what, f"{BIN}/pytest -q {arguments}", _PYTEST, minutes=minutes)
 
 
-PYTEST = _pytest("pytest", "Python tests on the installed package", "-m 'not slow'", 20)
+PYTEST = _pytest("pytest", "Python tests on the installed package", "-m 'not slow'", 45)
 PYTEST_ALL = _pytest(
     "pytest", "Python tests on the installed package, slow ones too", "-m 'slow or not slow'", 120
 )
