@@ -35,7 +35,7 @@ class Stage:
     script: str
     closing: str = r"$^"  # shows nothing
     missing: Callable[[], str | None] = _always  # why it cannot run here, or None
-    minutes: float = 20
+    minutes: float = 30
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
