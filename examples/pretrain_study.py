@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -34,10 +35,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "DCT-AdamW": {"cls": "DCTAdamW", "lr": 2e-3, "rank": 0.25, "gap": 1, "options": {"weight_decay": 0.0}},
     "APOLLO": {"cls": "APOLLO", "lr": 1e-2, "rank": 0.25},
     "APOLLO-Mini": {"cls": "APOLLOMini", "lr": 1e-2, "rank": 1},
-    # Not a method but a control: GaLore's scale of 0.25 also gives embeddings, head and norms four times the rate of matrices.
-    "AdamW, matrices x 0.25": {
+    # Not a method but a control: GaLore's rates without its subspace. Its scale of 0.25 leaves embeddings, head and norms with four
+    # times the rate of the matrices.
+    "AdamW, GaLore's rates": {
         "cls": "AdamW",
-        "lr": 8e-3,
+        "lr": 1e-2,
+        "fixed": True,
         "matrix_rate": 0.25,
         "options": {"weight_decay": 0.0},
     },
@@ -150,7 +153,8 @@ def train(a: argparse.Namespace) -> None:
 
 def run(a: argparse.Namespace, name: str, lr: float, seed: int, steps: int, points: int) -> dict[str, Any]:
     """The result of one run, its loss taken ``points`` times; from disk where it is there."""
-    key = f"{name.lower().replace(', ', '-').replace(' ', '')}-lr{lr:g}-s{seed}-n{steps}-b{a.batch_size}x{a.seq_len}-l{a.layers}"
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower())
+    key = f"{slug}-lr{lr:g}-s{seed}-n{steps}-b{a.batch_size}x{a.seq_len}-l{a.layers}"
     path = Path(a.out) / "runs" / f"{key}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +177,7 @@ def run(a: argparse.Namespace, name: str, lr: float, seed: int, steps: int, poin
 def tune(a: argparse.Namespace, name: str) -> tuple[float, dict[str, float]]:
     """The learning rate with the least held-out loss, and what the search saw."""
     start = METHODS[name]["lr"]
-    if not a.tune_steps:
+    if not a.tune_steps or METHODS[name].get("fixed"):
         return start, {}
 
     def loss_at(factor: float) -> float:
