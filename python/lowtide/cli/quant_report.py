@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 from typing import Any
+
+from lowtide.cli import report_output
 
 _EXAMPLES = """\
 examples:
@@ -50,20 +50,15 @@ def add_parser(commands: Any) -> None:
         metavar="NAME",
         help="layers that stay dense, may be given again (default lm_head)",
     )
-    parser.add_argument("--plot", metavar="FILE", help="write a figure as well (.png, .svg, .pdf)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    report_output.add_output(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from lowtide import quant
-    from lowtide.train.loader import load_model
-    from lowtide.train.plot import check_plot
 
-    if arguments.plot:
-        check_plot(arguments.plot)
-    model = load_model(Path(arguments.model).expanduser())
+    model = report_output.load(arguments)
     scheme = {} if arguments.weights == "nf4" else {"scheme": arguments.scheme}
     with quant.recording():
         quant.quantize_model_(
@@ -75,7 +70,4 @@ def run(arguments: argparse.Namespace) -> int:
             **scheme,
         )
     report = quant.report(model)
-    if arguments.plot:
-        report.plot(Path(arguments.plot).expanduser())
-    print(json.dumps(report.to_dict(), indent=2) if arguments.json else report)
-    return 0
+    return report_output.show(report, arguments)

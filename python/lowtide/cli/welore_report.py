@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 from typing import Any
+
+from lowtide.cli import report_output
 
 _EXAMPLES = """\
 examples:
@@ -47,20 +47,15 @@ def add_parser(commands: Any) -> None:
         metavar="NAME",
         help="layers left out, may be given again (default lm_head)",
     )
-    parser.add_argument("--plot", metavar="FILE", help="write a figure as well (.png, .svg, .pdf)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    report_output.add_output(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from lowtide.lowrank import welore_plan
-    from lowtide.train.loader import load_model
-    from lowtide.train.plot import check_plot
 
-    if arguments.plot:
-        check_plot(arguments.plot)
-    model = load_model(Path(arguments.model).expanduser())
+    model = report_output.load(arguments)
     plan = welore_plan(
         model,
         arguments.ratio,
@@ -68,7 +63,4 @@ def run(arguments: argparse.Namespace) -> int:
         uniform=arguments.uniform,
         skip=arguments.skip or ("lm_head",),
     )
-    if arguments.plot:
-        plan.plot(Path(arguments.plot).expanduser())
-    print(json.dumps(plan.to_dict(), indent=2) if arguments.json else plan)
-    return 0
+    return report_output.show(plan, arguments)

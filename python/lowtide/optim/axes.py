@@ -104,18 +104,13 @@ class Axes:
             raise LowtideValueError(
                 f"subspace {type(self.subspace).__name__} changes the shape of the moments; use transport Reset, not {name}"
             )
-        wanted = (
-            [self.subspace]
-            if self.subspace.needs_mean
-            else [self.residual]
-            if self.residual.needs_lost
-            else []
-        )
-        if wanted and self.rule.first_moment is None:
-            raise LowtideValueError(
-                f"{type(wanted[0]).__name__} needs a running mean of the gradient, {type(self.rule).__name__} keeps none; "
-                "use another rule"
-            )
+        if self.rule.first_moment is None:
+            needs = ((self.subspace, self.subspace.needs_mean), (self.residual, self.residual.needs_lost))
+            for part in (part for part, needed in needs if needed):
+                raise LowtideValueError(
+                    f"{type(part).__name__} needs a running mean of the gradient, {type(self.rule).__name__} keeps none; "
+                    "use another rule"
+                )
 
     def subspace_of(self, state: State) -> Subspace:
         """The subspace, or a pair of them where both sides are projected."""

@@ -127,9 +127,10 @@ def renew_basis(
     rule = axes.rule_of(group)
     moment = rule.first_moment
     carried = mean = None
-    if had_basis and (subspace.needs_mean or axes.residual.needs_lost):
+    old_basis = axes.basis_of(state) if had_basis else None
+    if old_basis is not None and (subspace.needs_mean or axes.residual.needs_lost):
         assert moment is not None  # Axes refuses it
-        carried = axes.basis_of(state).up(state[moment])
+        carried = old_basis.up(state[moment])
         mean = carried / (1.0 - rule.momentum_decay ** state["step"])
     rank = state["rank"]
     request = RefreshRequest(
@@ -137,7 +138,6 @@ def renew_basis(
         tuple(axes.peers),
     )  # fmt: skip
     new = subspace.find(request)
-    old_basis = axes.basis_of(state) if had_basis else None
     old_indices = state.get("basis.indices")
     if new is not None:
         axes.refresh.observe(state, new, prev)
