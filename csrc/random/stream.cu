@@ -9,26 +9,11 @@
 #include "base/launch.cuh"
 #include "base/reduce_order.h"
 #include "base/vector4.cuh"
+#include "random/distributions.cuh"
 #include "random/stream_cuda.h"
 
 namespace lowtide::random::cuda {
 namespace kernels {
-
-constexpr int kTile = 64;  // words, and elements of a Gaussian stream
-constexpr int kRademacherTile = 2048;
-
-struct Source {
-  Key key;
-  uint32_t param, role;
-};
-
-__device__ __forceinline__ void philox_block(uint64_t block, const Source& s, uint32_t x[4]) {
-  x[0] = static_cast<uint32_t>(block);
-  x[1] = static_cast<uint32_t>(block >> 32);
-  x[2] = s.param;
-  x[3] = s.role;
-  philox4x32(x, s.key, s.role);
-}
 
 struct Words {
   uint32_t* out;
@@ -59,60 +44,6 @@ struct Product {  // for dot: into shared memory
         make_float4(v.x * z.x, v.y * z.y, v.z * z.z, v.w * z.w);
   }
 };
-
-// Calls put(i, value) for the elements [offset, offset + n) that one lane of a half warp holds of a
-// tile.
-template <class T, class Put>
-__device__ __forceinline__ void put_rows(int64_t at, int64_t n, const T value[4], const Put& put) {
-#pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    const int64_t i = at + 16 * w;
-    if (i >= 0 && i < n) put(i, value[w]);
-  }
-}
-
-template <class Put>
-__device__ __forceinline__ void gaussian_tile(uint64_t tile, int lane, int64_t n, int64_t offset,
-                                              const Source& s, const Put& put) {
-  uint32_t x[4];
-  philox_block(tile * 16 + lane, s, x);
-  float z[4];
-  gaussian_pair(x[0], x[1], &z[0], &z[1]);
-  gaussian_pair(x[2], x[3], &z[2], &z[3]);
-  put_rows(static_cast<int64_t>(tile) * kTile + lane - offset, n, z, put);
-}
-
-__device__ __forceinline__ float sign_of(uint32_t bits, int j) {
-  return bits >> j & 1 ? -1.0f : 1.0f;
-}
-
-// One warp puts the elements of a tile inside [offset, offset + n). `aligned`: where the tile's
-// element 0 lies in memory is a 16-byte boundary, so that whole tiles move in vectors.
-template <class Put>
-__device__ __forceinline__ void rademacher_tile(uint64_t tile, int lane, int64_t n, int64_t offset,
-                                                const Source& s, bool aligned, const Put& put) {
-  uint32_t x[4];
-  philox_block(tile * 16 + (lane & 15), s, x);
-  const int64_t start = static_cast<int64_t>(tile) * kRademacherTile - offset;
-  const bool whole =
-      aligned && start >= 0 && start + kRademacherTile <= n;  // the same for the whole warp
-#pragma unroll
-  for (int row = 0; row < 4; ++row) {
-#pragma unroll 1
-    for (int k = 0; k < 4; ++k) {  // 128 elements: words 16 row + 4k .. + 3 of the tile
-      const uint32_t word = __shfl_sync(0xffffffffu, x[row], 4 * k + lane / 8);
-      const uint32_t bits = word >> (4 * (lane & 7));
-      const int64_t i = start + 512 * row + 128 * k + 4 * lane;
-      if (whole) {
-        put.four(
-            i, make_float4(sign_of(bits, 0), sign_of(bits, 1), sign_of(bits, 2), sign_of(bits, 3)));
-      } else {
-        for (int j = 0; j < 4; ++j)
-          if (i + j >= 0 && i + j < n) put(i + j, sign_of(bits, j));
-      }
-    }
-  }
-}
 
 __global__ void __launch_bounds__(kThreads)
     stream_words(Words put, int64_t n, int64_t offset, uint64_t first_tile, uint64_t tiles,
@@ -198,18 +129,6 @@ __global__ void __launch_bounds__(kThreads)
 
 namespace {
 
-using kernels::Source;
-
-struct Tiles {
-  uint64_t first, count;
-};
-Tiles tiles_of(int64_t n, int64_t offset, int64_t tile) {
-  const uint64_t first = static_cast<uint64_t>(offset) / tile;
-  return {first, static_cast<uint64_t>(offset + n - 1) / tile - first + 1};
-}
-
-Source source_of(const Stream& s) { return {derive_key(s.seed, s.step, s.slot), s.param, s.role}; }
-
 bool bad_range(int64_t n, int64_t offset) { return n < 0 || offset < 0; }
 
 template <class Put>
@@ -218,12 +137,12 @@ int run(const Put& put, const void* data, int64_t n, int64_t offset, const Strea
   if (bad_range(n, offset)) return static_cast<int>(cudaErrorInvalidValue);
   if (n == 0) return 0;
   if (dist == Dist::gaussian) {
-    const Tiles t = tiles_of(n, offset, kernels::kTile);
+    const Tiles t = tiles_of(n, offset, kTile);
     kernels::stream_gaussian<<<blocks_for(static_cast<int64_t>(t.count), kThreads / 16), kThreads,
                                0, as_stream(cuda_stream)>>>(put, n, offset, t.first, t.count,
                                                             source_of(stream));
   } else {
-    const Tiles t = tiles_of(n, offset, kernels::kRademacherTile);
+    const Tiles t = tiles_of(n, offset, kRademacherTile);
     const uint64_t origin = reinterpret_cast<uint64_t>(data) - 4 * static_cast<uint64_t>(offset);
     kernels::stream_rademacher<<<blocks_for(static_cast<int64_t>(t.count), kThreads / 32), kThreads,
                                  0, as_stream(cuda_stream)>>>(put, n, offset, t.first, t.count,
@@ -237,7 +156,7 @@ int run(const Put& put, const void* data, int64_t n, int64_t offset, const Strea
 int words(uint32_t* out, int64_t n, int64_t offset, const Stream& stream, void* cuda_stream) {
   if (bad_range(n, offset)) return static_cast<int>(cudaErrorInvalidValue);
   if (n == 0) return 0;
-  const Tiles t = tiles_of(n, offset, kernels::kTile);
+  const Tiles t = tiles_of(n, offset, kTile);
   kernels::stream_words<<<blocks_for(static_cast<int64_t>(t.count), kThreads / 16), kThreads, 0,
                           as_stream(cuda_stream)>>>(kernels::Words{out}, n, offset, t.first,
                                                     t.count, source_of(stream));
