@@ -31,7 +31,7 @@ endif()
 
 function(lowtide_library)
   find_package(Threads REQUIRED)
-  add_library(lowtide STATIC csrc/base/isa.cc csrc/base/parallel.cc)
+  add_library(lowtide STATIC csrc/base/crc32c.cc csrc/base/isa.cc csrc/base/parallel.cc)
   target_include_directories(lowtide PUBLIC ${PROJECT_SOURCE_DIR}/csrc)
   target_link_libraries(lowtide PUBLIC lowtide_flags Threads::Threads)
   foreach(isa ${LOWTIDE_ISAS})

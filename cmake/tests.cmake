@@ -10,7 +10,8 @@ else()
   find_package(GTest REQUIRED)
 endif()
 
-add_executable(lowtide_tests tests/cpp/base/base_test.cc tests/cpp/quant/dynamic_map_test.cc)
+add_executable(lowtide_tests tests/cpp/base/base_test.cc tests/cpp/base/crc32c_test.cc
+  tests/cpp/quant/dynamic_map_test.cc)
 target_include_directories(lowtide_tests PRIVATE ${PROJECT_SOURCE_DIR}/tests/cpp)
 target_link_libraries(lowtide_tests PRIVATE lowtide GTest::gtest_main)
 target_compile_options(lowtide_tests PRIVATE -Wno-psabi)

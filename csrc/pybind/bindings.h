@@ -22,6 +22,7 @@ T* out(Array<T>& a) {
   return a.mutable_data();
 }
 
+void bind_base(py::module_& m);
 void bind_dct(py::module_& m);
 void bind_fwht(py::module_& m);
 void bind_optim(py::module_& m);

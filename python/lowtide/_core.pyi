@@ -22,6 +22,7 @@ __all__: list[str] = [
     "available_isas",
     "build_info",
     "channel_energy",
+    "crc32c",
     "dct_forward",
     "dct_inverse",
     "dct_power",
@@ -125,6 +126,11 @@ def build_info() -> dict[str, str]:
 def channel_energy(
     x: numpy.typing.NDArray[numpy.float32], columns: bool
 ) -> numpy.typing.NDArray[numpy.float64]: ...
+def crc32c(data: bytes, crc: int = 0) -> int:
+    """
+    CRC32C of data, continuing crc (0 for nothing before).
+    """
+
 def dct_forward(
     x: numpy.typing.NDArray[numpy.float32], index: numpy.typing.NDArray[numpy.int32] | None, columns: bool
 ) -> numpy.typing.NDArray[numpy.float32]: ...
