@@ -50,6 +50,8 @@ const int kRegistered = [] {
   bench::register_per_isa("words", words, sizes);
   bench::register_per_isa("add_gaussian", add_scaled<Dist::gaussian>, sizes);
   bench::register_per_isa("add_rademacher", add_scaled<Dist::rademacher>, sizes);
+  bench::register_per_isa("add_ih4", add_scaled<Dist::ih4>, sizes);
+  bench::register_per_isa("add_lut8", add_scaled<Dist::lut8>, sizes);
   return 0;
 }();
 

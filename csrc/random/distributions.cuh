@@ -11,6 +11,7 @@ namespace lowtide::random::cuda {
 
 constexpr int kTile = kTileWords;  // words, and elements of a Gaussian stream
 constexpr int kRademacherTile = 2048;
+constexpr int kLut8Tile = 256;
 
 struct Source {
   Key key;
@@ -45,6 +46,44 @@ __device__ __forceinline__ void gaussian_tile(uint64_t tile, int lane, int64_t n
   gaussian_pair(x[0], x[1], &z[0], &z[1]);
   gaussian_pair(x[2], x[3], &z[2], &z[3]);
   put_rows(static_cast<int64_t>(tile) * kTile + lane - offset, n, z, put);
+}
+
+template <class Put>
+__device__ __forceinline__ void ih4_tile(uint64_t tile, int lane, int64_t n, int64_t offset,
+                                         const Source& s, const Put& put) {
+  uint32_t x[4];
+  philox_block(tile * 16 + lane, s, x);
+  const float z[4] = {ih4_value(x[0]), ih4_value(x[1]), ih4_value(x[2]), ih4_value(x[3])};
+  put_rows(static_cast<int64_t>(tile) * kTile + lane - offset, n, z, put);
+}
+
+// A whole warp, each half with a tile of its own (`tile`, `lane` within the half); `levels` is word
+// threadIdx % 32 of the table, so that a lookup is a shuffle. `aligned` as below.
+template <class Put>
+__device__ __forceinline__ void lut8_tile(uint64_t tile, int lane, int64_t n, int64_t offset,
+                                          const Source& s, bool aligned, uint32_t levels,
+                                          const Put& put) {
+  uint32_t x[4];
+  philox_block(tile * 16 + lane, s, x);
+  const int64_t start = static_cast<int64_t>(tile) * kLut8Tile - offset;
+  const bool whole = aligned && start >= 0 && start + kLut8Tile <= n;
+#pragma unroll
+  for (int row = 0; row < 4; ++row) {
+    float z[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const uint32_t b = x[row] >> (8 * j) & 255u;
+      z[j] = lut8_value(b, __shfl_sync(0xffffffffu, levels, static_cast<int>(lut8_index(b) >> 2)));
+    }
+    const int64_t i = start + 64 * row + 4 * lane;
+    if (whole) {
+      put.four(i, make_float4(z[0], z[1], z[2], z[3]));
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        if (i + j >= 0 && i + j < n) put(i + j, z[j]);
+    }
+  }
 }
 
 __device__ __forceinline__ float sign_of(uint32_t bits, int j) {

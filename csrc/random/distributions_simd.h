@@ -84,10 +84,96 @@ struct Rademacher {
   }
 };
 
+struct Ih4 {
+  static constexpr int64_t kTile = 64;
+  template <class Emit>
+  static inline __attribute__((always_inline)) void tile(uint64_t t, const KeySchedule& key,
+                                                         uint32_t param, uint32_t role,
+                                                         const Emit& emit) {
+#pragma GCC unroll 4
+    for (uint32_t lane = 0; lane < 16; lane += kLanes) {
+      vu32 x[4];
+      tile_words(t, lane, key, param, role, x);
+      for (uint32_t w = 0; w < 4; ++w) {
+        const vu32 pairs = (x[w] & 0x00ff00ffu) + ((x[w] >> 8) & 0x00ff00ffu);
+        const vu32 sum = (pairs + (pairs >> 16)) & 0xffffu;
+        emit(16 * w + lane, to_float(as_i(sum) - 510) * 0x1.bb688cp-8f);
+      }
+    }
+  }
+};
+
+// The magnitudes of lut8 at indices 0 <= i < 128.
+class Lut8Magnitudes {
+ public:
+#if defined(__AVX512F__)
+  inline __attribute__((always_inline)) Lut8Magnitudes()
+      : low_(_mm512_loadu_si512(kLut8.word)), high_(_mm512_loadu_si512(kLut8.word + 16)) {}
+  inline __attribute__((always_inline)) vi32 at(vu32 i) const {
+    const vu32 word = (vu32)_mm512_permutex2var_epi32(low_, (__m512i)(i >> 2), high_);
+    return as_i((word >> ((i & 3u) << 3)) & 255u);
+  }
+
+ private:
+  __m512i low_, high_;
+#elif defined(__AVX2__)
+  inline __attribute__((always_inline)) Lut8Magnitudes() {
+    for (int k = 0; k < 4; ++k) part_[k] = _mm256_loadu_si256((const __m256i*)(kLut8.word + 8 * k));
+  }
+  inline __attribute__((always_inline)) vi32 at(vu32 i) const {
+    const __m256i w = (__m256i)(i >> 2);
+    __m256 p[4];
+    for (int k = 0; k < 4; ++k)
+      p[k] = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(part_[k], w));
+    const __m256 bit3 = _mm256_castsi256_ps((__m256i)(i << 26));
+    const __m256 bit4 = _mm256_castsi256_ps((__m256i)(i << 25));
+    const __m256 word = _mm256_blendv_ps(_mm256_blendv_ps(p[0], p[1], bit3),
+                                         _mm256_blendv_ps(p[2], p[3], bit3), bit4);
+    return as_i(((vu32)word >> ((i & 3u) << 3)) & 255u);
+  }
+
+ private:
+  __m256i part_[4];
+#else
+  inline __attribute__((always_inline)) vi32 at(vu32 i) const {
+    const auto* bytes = reinterpret_cast<const uint8_t*>(kLut8.word);  // little-endian targets
+    return vi32{bytes[i[0]], bytes[i[1]], bytes[i[2]], bytes[i[3]]};
+  }
+#endif
+};
+
+struct Lut8 {
+  static constexpr int64_t kTile = 256;
+  template <class Emit>
+  static inline __attribute__((always_inline)) void tile(uint64_t t, const KeySchedule& key,
+                                                         uint32_t param, uint32_t role,
+                                                         const Emit& emit) {
+    uint32_t word[kTileWords];
+    tile_words(t, key, param, role, word);
+    const Lut8Magnitudes magnitudes;
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < kTile; i += kLanes) {
+      const vi32 b = load_bytes(reinterpret_cast<const uint8_t*>(word) + i);
+      const vi32 sign = (b >> 7) - 1;  // -1 below 128: the mirrored byte, the negative level
+      const vi32 magnitude = magnitudes.at((vu32)(b ^ sign) & 127u);
+      emit(i, to_float((magnitude ^ sign) - sign) * kLut8Scale);
+    }
+  }
+};
+
 // f(D{}) with the distribution that `dist` names.
 template <class F>
 LT_SIMD auto with_dist(Dist dist, const F& f) {
-  return dist == Dist::gaussian ? f(Gaussian{}) : f(Rademacher{});
+  switch (dist) {
+    case Dist::gaussian:
+      return f(Gaussian{});
+    case Dist::ih4:
+      return f(Ih4{});
+    case Dist::lut8:
+      return f(Lut8{});
+    default:
+      return f(Rademacher{});
+  }
 }
 
 // Walks [offset, offset + n): whole tiles through `full(i, z)`, cut tiles through a buffer and

@@ -15,9 +15,10 @@ namespace {
 constexpr auto kTables = LT_TABLES(StreamTable, stream);
 constexpr int64_t kGrain = 16384;  // a multiple of every distribution's tile
 
-void check(int64_t n, int64_t offset) {
+void check(int64_t n, int64_t offset, Dist dist = Dist::rademacher) {
   require(n >= 0, "random: the number of elements must be >= 0");
   require(offset >= 0, "random: offset must be >= 0 (the global index of the first element)");
+  require(is_dist(dist), "random: dist must be 0 (rademacher), 1 (gaussian), 2 (ih4) or 3 (lut8)");
 }
 
 Key key_of(const Stream& s) { return derive_key(s.seed, s.step, s.slot); }
@@ -45,7 +46,7 @@ void words(uint32_t* out, int64_t n, int64_t offset, const Stream& s) {
 }
 
 void sample(float* out, int64_t n, int64_t offset, const Stream& s, Dist dist) {
-  check(n, offset);
+  check(n, offset, dist);
   const auto& table = kTables.get();
   for_grains(n, offset, [&, key = key_of(s)](int64_t lo, int64_t hi) {
     table.sample(out + lo, hi - lo, offset + lo, key, s.param, s.role, dist);
@@ -53,7 +54,7 @@ void sample(float* out, int64_t n, int64_t offset, const Stream& s, Dist dist) {
 }
 
 void add_scaled(float* x, float scale, int64_t n, int64_t offset, const Stream& s, Dist dist) {
-  check(n, offset);
+  check(n, offset, dist);
   const auto& table = kTables.get();
   for_grains(n, offset, [&, key = key_of(s)](int64_t lo, int64_t hi) {
     table.add_scaled(x + lo, scale, hi - lo, offset + lo, key, s.param, s.role, dist);
@@ -61,7 +62,7 @@ void add_scaled(float* x, float scale, int64_t n, int64_t offset, const Stream& 
 }
 
 double dot(const float* x, int64_t n, int64_t offset, const Stream& s, Dist dist) {
-  check(n, offset);
+  check(n, offset, dist);
   const auto& table = kTables.get();
   return reduce_blocks((n + kReduceBlock - 1) / kReduceBlock, [&, key = key_of(s)](int64_t b) {
     const int64_t at = b * kReduceBlock;

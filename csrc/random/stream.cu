@@ -4,8 +4,9 @@
 //
 // Gaussian: half a warp takes a tile of 64 words, one Philox block a lane; a lane's four words are
 // elements 16 apart, so each of the four stores of a half warp fills 64 contiguous bytes. Whole
-// sectors without 16-byte vectors: those would need a transpose by shuffles. Rademacher: a warp
-// takes a tile of 64 words = 2048 elements, a lane moves 4 neighbours (16 bytes) at a time.
+// sectors without 16-byte vectors: those would need a transpose by shuffles. ih4 goes the same way.
+// Rademacher: a warp takes a tile of 64 words = 2048 elements, a lane moves 4 neighbours (16 bytes)
+// at a time; lut8: half a warp takes 256 elements, the four bytes of a word are neighbours.
 #include "base/launch.cuh"
 #include "base/reduce_order.h"
 #include "base/vector4.cuh"
@@ -58,15 +59,30 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class Put>
+template <Dist dist, class Put>  // gaussian or ih4: a word an element
 __global__ void __launch_bounds__(kThreads)
-    stream_gaussian(Put put, int64_t n, int64_t offset, uint64_t first_tile, uint64_t tiles,
-                    Source s) {
+    stream_rows(Put put, int64_t n, int64_t offset, uint64_t first_tile, uint64_t tiles, Source s) {
   const int lane = static_cast<int>(threadIdx.x) & 15;
   const uint64_t stride = static_cast<uint64_t>(gridDim.x) * (kThreads / 16);
   for (uint64_t t = static_cast<uint64_t>(blockIdx.x) * (kThreads / 16) + threadIdx.x / 16;
-       t < tiles; t += stride)
-    gaussian_tile(first_tile + t, lane, n, offset, s, put);
+       t < tiles; t += stride) {
+    if (dist == Dist::gaussian)
+      gaussian_tile(first_tile + t, lane, n, offset, s, put);
+    else
+      ih4_tile(first_tile + t, lane, n, offset, s, put);
+  }
+}
+
+template <class Put>
+__global__ void __launch_bounds__(kThreads)
+    stream_lut8(Put put, int64_t n, int64_t offset, uint64_t first_tile, uint64_t pairs, Source s,
+                bool aligned) {
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  const uint32_t levels = lut8_word(lane);
+  const uint64_t stride = static_cast<uint64_t>(gridDim.x) * (kThreads / 32);
+  for (uint64_t t = static_cast<uint64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+       t < pairs; t += stride)
+    lut8_tile(first_tile + 2 * t + lane / 16, lane & 15, n, offset, s, aligned, levels, put);
 }
 
 // Six blocks an SM: left alone, ptxas squeezes the kernel into 32 registers and spills.
@@ -97,11 +113,21 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t here = n - at < kReduceBlock ? n - at : kReduceBlock;
     const int64_t from = offset + at;
     const Product put{x + at, products};
-    if (dist == Dist::gaussian) {
+    if (dist == Dist::gaussian || dist == Dist::ih4) {
       const uint64_t last = static_cast<uint64_t>(from + here - 1) / kTile;
       for (uint64_t tile = static_cast<uint64_t>(from) / kTile + t / 16; tile <= last;
+           tile += kThreads / 16) {
+        if (dist == Dist::gaussian)
+          gaussian_tile(tile, t & 15, here, from, s, put);
+        else
+          ih4_tile(tile, t & 15, here, from, s, put);
+      }
+    } else if (dist == Dist::lut8) {
+      const uint32_t levels = lut8_word(t & 31);
+      const uint64_t last = static_cast<uint64_t>(from + here - 1) / kLut8Tile;
+      for (uint64_t tile = static_cast<uint64_t>(from) / kLut8Tile + t / 32 * 2; tile <= last;
            tile += kThreads / 16)
-        gaussian_tile(tile, t & 15, here, from, s, put);
+        lut8_tile(tile + t % 32 / 16, t & 15, here, from, s, aligned, levels, put);
     } else {
       const uint64_t last = static_cast<uint64_t>(from + here - 1) / kRademacherTile;
       for (uint64_t tile = static_cast<uint64_t>(from) / kRademacherTile + t / 32; tile <= last;
@@ -134,19 +160,31 @@ bool bad_range(int64_t n, int64_t offset) { return n < 0 || offset < 0; }
 template <class Put>
 int run(const Put& put, const void* data, int64_t n, int64_t offset, const Stream& stream,
         Dist dist, void* cuda_stream) {
-  if (bad_range(n, offset)) return static_cast<int>(cudaErrorInvalidValue);
+  if (bad_range(n, offset) || !is_dist(dist)) return static_cast<int>(cudaErrorInvalidValue);
   if (n == 0) return 0;
-  if (dist == Dist::gaussian) {
+  const Source s = source_of(stream);
+  const cudaStream_t on = as_stream(cuda_stream);
+  const uint64_t origin = reinterpret_cast<uint64_t>(data) - 4 * static_cast<uint64_t>(offset);
+  const bool aligned = origin % 16 == 0;
+  if (dist == Dist::gaussian || dist == Dist::ih4) {
     const Tiles t = tiles_of(n, offset, kTile);
-    kernels::stream_gaussian<<<blocks_for(static_cast<int64_t>(t.count), kThreads / 16), kThreads,
-                               0, as_stream(cuda_stream)>>>(put, n, offset, t.first, t.count,
-                                                            source_of(stream));
+    const unsigned grid = blocks_for(static_cast<int64_t>(t.count), kThreads / 16);
+    if (dist == Dist::gaussian)
+      kernels::stream_rows<Dist::gaussian>
+          <<<grid, kThreads, 0, on>>>(put, n, offset, t.first, t.count, s);
+    else
+      kernels::stream_rows<Dist::ih4>
+          <<<grid, kThreads, 0, on>>>(put, n, offset, t.first, t.count, s);
+  } else if (dist == Dist::lut8) {
+    const Tiles t = tiles_of(n, offset, kLut8Tile);
+    const uint64_t pairs = (t.count + 1) / 2;
+    kernels::
+        stream_lut8<<<blocks_for(static_cast<int64_t>(pairs), kThreads / 32), kThreads, 0, on>>>(
+            put, n, offset, t.first, pairs, s, aligned);
   } else {
     const Tiles t = tiles_of(n, offset, kRademacherTile);
-    const uint64_t origin = reinterpret_cast<uint64_t>(data) - 4 * static_cast<uint64_t>(offset);
     kernels::stream_rademacher<<<blocks_for(static_cast<int64_t>(t.count), kThreads / 32), kThreads,
-                                 0, as_stream(cuda_stream)>>>(put, n, offset, t.first, t.count,
-                                                              source_of(stream), origin % 16 == 0);
+                                 0, on>>>(put, n, offset, t.first, t.count, s, aligned);
   }
   return launched();
 }
@@ -180,17 +218,27 @@ int64_t dot_scratch(int64_t n) {
 
 int dot(double* out, const float* x, int64_t n, int64_t offset, const Stream& stream, Dist dist,
         double* scratch, void* cuda_stream) {
-  if (bad_range(n, offset)) return static_cast<int>(cudaErrorInvalidValue);
+  if (bad_range(n, offset) || !is_dist(dist)) return static_cast<int>(cudaErrorInvalidValue);
   const int64_t blocks = (n + kReduceBlock - 1) / kReduceBlock;
   if (blocks != 0) {
     const unsigned grid = blocks_for(blocks, 1);
     const Source s = source_of(stream);
-    if (dist == Dist::gaussian)
-      kernels::stream_dot<Dist::gaussian>
-          <<<grid, kThreads, 0, as_stream(cuda_stream)>>>(x, n, offset, s, scratch);
-    else
-      kernels::stream_dot<Dist::rademacher>
-          <<<grid, kThreads, 0, as_stream(cuda_stream)>>>(x, n, offset, s, scratch);
+    const auto go = [&](auto kernel) {
+      kernel<<<grid, kThreads, 0, as_stream(cuda_stream)>>>(x, n, offset, s, scratch);
+    };
+    switch (dist) {
+      case Dist::gaussian:
+        go(kernels::stream_dot<Dist::gaussian>);
+        break;
+      case Dist::ih4:
+        go(kernels::stream_dot<Dist::ih4>);
+        break;
+      case Dist::lut8:
+        go(kernels::stream_dot<Dist::lut8>);
+        break;
+      default:
+        go(kernels::stream_dot<Dist::rademacher>);
+    }
     if (const int e = launched()) return e;
   }
   return tree_sum_device(out, scratch, blocks, as_stream(cuda_stream));

@@ -16,7 +16,7 @@ SIZES = [0, 1, 15, 16, 17, 63, 64, 65, 2047, 2049, 40001]
 ADDRESS = {"seed": 123, "step": 4, "slot": 1, "param": 7}
 
 
-@pytest.mark.parametrize("dist", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("dist", list(lt.random.DISTS))
 @pytest.mark.parametrize("n", SIZES)
 def test_torch_and_numpy_give_the_same_bits(isa: str, n: int, dist: str) -> None:
     a = lt.random.sample(n, dist=dist, offset=3, **ADDRESS)

@@ -9,6 +9,6 @@ the first element, so that a shard of a tensor generates its own slice.
 
 from __future__ import annotations
 
-from lowtide.random._stream import ROLES, add_, dot, sample
+from lowtide.random._stream import DISTS, ROLES, add_, dot, sample, self_test_digest
 
-__all__ = ["ROLES", "add_", "dot", "sample"]
+__all__ = ["DISTS", "ROLES", "add_", "dot", "sample", "self_test_digest"]

@@ -100,10 +100,11 @@ TEST_P(StreamCuda, BadRangesAreRefusedAndNothingIsWritten) {
   EXPECT_TRUE(SameBits(x.host(), {1, 2, 3}));
 }
 
-INSTANTIATE_TEST_SUITE_P(Dist, StreamCuda, ::testing::Values(Dist::rademacher, Dist::gaussian),
-                         [](const auto& info) {
-                           return info.param == Dist::gaussian ? "gaussian" : "rademacher";
-                         });
+const char* const kNames[] = {"rademacher", "gaussian", "ih4", "lut8"};
+
+INSTANTIATE_TEST_SUITE_P(Dist, StreamCuda,
+                         ::testing::Values(Dist::rademacher, Dist::gaussian, Dist::ih4, Dist::lut8),
+                         [](const auto& info) { return kNames[static_cast<int>(info.param)]; });
 
 }  // namespace
 }  // namespace lowtide::random

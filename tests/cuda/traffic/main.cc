@@ -51,15 +51,22 @@ void streams() {
   ran("random::stream_words", 4 * kN,
       random::cuda::words(reinterpret_cast<uint32_t*>(x), kN, 0, s, nullptr));
   using random::Dist;
-  const std::pair<Dist, const char*> dists[] = {{Dist::gaussian, "random::stream_gaussian"},
-                                                {Dist::rademacher, "random::stream_rademacher"}};
-  for (const auto& [dist, name] : dists) {
-    const std::string kernel(name);
-    ran((kernel + "<Sample>").c_str(), 4 * kN, random::cuda::sample(x, kN, 0, s, dist, nullptr));
-    ran((kernel + "<AddScaled>").c_str(), 8 * kN,
-        random::cuda::add_scaled(x, 0.1f, kN, 0, s, dist, nullptr));
-    ran(dist == Dist::gaussian ? "random::stream_dot<1>" : "random::stream_dot<0>", 4 * kN,
-        random::cuda::dot(out, x, kN, 0, s, dist, scratch, nullptr));
+  struct Case {
+    Dist dist;
+    std::string sample, add;
+  };
+  const std::string rows = "random::stream_rows<";
+  const Case cases[] = {
+      {Dist::rademacher, "random::stream_rademacher<Sample>",
+       "random::stream_rademacher<AddScaled>"},
+      {Dist::gaussian, rows + "1, Sample>", rows + "1, AddScaled>"},
+      {Dist::ih4, rows + "2, Sample>", rows + "2, AddScaled>"},
+      {Dist::lut8, "random::stream_lut8<Sample>", "random::stream_lut8<AddScaled>"}};
+  for (const auto& c : cases) {
+    ran(c.sample.c_str(), 4 * kN, random::cuda::sample(x, kN, 0, s, c.dist, nullptr));
+    ran(c.add.c_str(), 8 * kN, random::cuda::add_scaled(x, 0.1f, kN, 0, s, c.dist, nullptr));
+    ran(("random::stream_dot<" + std::to_string(static_cast<int>(c.dist)) + ">").c_str(), 4 * kN,
+        random::cuda::dot(out, x, kN, 0, s, c.dist, scratch, nullptr));
   }
 }
 
