@@ -28,6 +28,7 @@ _LAZY = (
     "lowrank",
     "optim",
     "continual",
+    "spsa",
     "ops",
     "train",
     "assets",

@@ -5,5 +5,27 @@ from __future__ import annotations
 
 from lowtide.spsa._codec import CODECS, Codec, ExponentRule
 from lowtide.spsa._commit import Commit
+from lowtide.spsa._manifest import Entry, Manifest
+from lowtide.spsa._masters import Masters
+from lowtide.spsa._method import Hyper, Method, SeedWindow
+from lowtide.spsa._optimizer import SPSA
+from lowtide.spsa._probes import Probe
+from lowtide.spsa._schedule import Schedule, StepUpdate, updates_of
 
-__all__ = ["CODECS", "Codec", "Commit", "ExponentRule"]
+__all__ = [
+    "CODECS",
+    "SPSA",
+    "Codec",
+    "Commit",
+    "Entry",
+    "ExponentRule",
+    "Hyper",
+    "Manifest",
+    "Masters",
+    "Method",
+    "Probe",
+    "Schedule",
+    "SeedWindow",
+    "StepUpdate",
+    "updates_of",
+]

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weights that a run defines. Only committed updates change them; probes read them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from lowtide.errors import LowtideTypeError, LowtideValueError
+from lowtide.spsa import _reference
+from lowtide.spsa._manifest import Entry, Manifest
+from lowtide.spsa._method import Method
+from lowtide.spsa._schedule import StepUpdate, float32
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_master(name: str, t: Tensor) -> None:
+    """Refuse a tensor that cannot be a master."""
+    if t.dtype not in FLOATS:
+        raise LowtideTypeError(
+            f"params: {name} must be float32, bfloat16 or float16, got {t.dtype}; freeze it, or convert it with .float()"
+        )
+    if not t.is_contiguous():
+        raise LowtideValueError(
+            f"params: {name} must be contiguous (its elements are addressed in C order), got strides {t.stride()}; "
+            "make it so with p.data = p.data.contiguous()"
+        )
+
+
+class Masters:
+    """Tensors by name, in the manifest's order.
+
+    Args:
+        tensors: name -> tensor of the manifest's shape and dtype; changed in place.
+        manifest: what they are.
+        seed: of the run, 63 bits.
+        method: constants of the run.
+
+    Raises:
+        LowtideValueError, LowtideTypeError: a tensor is missing or differs from its entry; nothing was changed.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], manifest: Manifest, *, seed: int, method: Method | None = None
+    ) -> None:
+        self.manifest, self.seed, self.method = manifest, seed, method or Method()
+        self.tensors: list[Tensor] = []
+        for e in manifest:
+            t = tensors.get(e.name)
+            if t is None:
+                raise LowtideValueError(f"tensors: {e.name} of the manifest is missing")
+            if tuple(t.shape) != e.shape or str(t.dtype).removeprefix("torch.") != e.dtype:
+                raise LowtideValueError(
+                    f"tensors: {e.name} must be {e.dtype} of shape {e.shape}, got {t.dtype} of shape {tuple(t.shape)}"
+                )
+            check_master(e.name, t)
+            self.tensors.append(t.detach())
+
+    # ------------------------------------------------------------------ probes
+
+    def low_rank(self, e: Entry) -> bool:
+        """Whether LOZO's factors, and not a dense direction, move this tensor."""
+        return self.method.rank > 0 and len(e.shape) >= 2
+
+    def perturb(
+        self, outs: Sequence[Tensor], ids: Sequence[int], eps: float, address: tuple[int, int]
+    ) -> None:
+        """outs[i] = master + eps s z of the tensors ``ids``.
+
+        Args:
+            outs: contiguous tensors of the masters' shapes, any float dtype; may be the masters themselves.
+            ids: their positions in the manifest.
+            eps: signed size of the step; eps s is rounded to float32.
+            address: (dir_step, dir_slot) of the direction.
+        """
+        step, slot = address
+        for out, i in zip(outs, ids, strict=True):
+            e = self.manifest.entries[i]
+            z = self._direction(e, step, slot)
+            _reference.perturb(out, self.tensors[i], float32(eps * e.scale), z, e.threshold)
+
+    def _direction(self, e: Entry, step: int, slot: int) -> Tensor:
+        m = self.method
+        if self.low_rank(e):
+            v_step = step - step % m.interval
+            return _reference.low_rank_direction(e.shape, self.seed, step, v_step, slot, e.param, m.rank)
+        return _reference.direction(e.shape, self.seed, step, slot, e.param, m.dist_id)
+
+    # ------------------------------------------------------------------ updates
+
+    def apply(self, updates: Sequence[StepUpdate]) -> None:
+        """Apply steps in order; bit for bit what one call for each of them gives."""
+        if not updates:
+            return
+        with torch.no_grad():
+            key = lambda e: (e.group, e.decay)  # noqa: E731
+            for (group, decay), entries in groupby(sorted(self.manifest, key=key), key):
+                self._apply(list(entries), group, decay, updates)
+
+    def _apply(self, entries: list[Entry], group: int, decays: bool, updates: Sequence[StepUpdate]) -> None:
+        for update in updates:
+            decay, coeffs = update.of_group(group)
+            for e in entries:
+                terms = [
+                    (c, self._direction(e, step, slot))
+                    for (step, slot, _), c in zip(update.directions, coeffs, strict=True)
+                ]
+                if not terms and decay == 1.0:
+                    continue
+                _reference.apply(
+                    self.tensors[e.param], terms, scale=e.scale, threshold=e.threshold, floor=e.floor,
+                    decay=decay if decays else 1.0, seed=self.seed, round_step=update.step, param=e.param,
+                )  # fmt: skip
+
+    # ------------------------------------------------------------------ digests
+
+    def tensor_digests(self) -> list[int]:
+        """A 64-bit digest of each tensor's bits, of its elements and their places."""
+        return [_reference.digest(t) for t in self.tensors]
+
+    def digest(self) -> bytes:
+        """16 bytes that change with any bit of any tensor: BLAKE2b-128 over the tensors' digests."""
+        whole = b"".join(d.to_bytes(8, "little") for d in self.tensor_digests())
+        return hashlib.blake2b(whole, digest_size=16).digest()
