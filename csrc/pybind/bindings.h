@@ -30,5 +30,6 @@ void bind_random(py::module_& m);
 void bind_matmul(py::module_& m);
 void bind_lowrank(py::module_& m);
 void bind_quant(py::module_& m);
+void bind_spsa(py::module_& m);
 
 }  // namespace lowtide::bind

@@ -44,6 +44,7 @@ __all__: list[str] = [
     "rsvd",
     "set_isa",
     "set_num_threads",
+    "spsa_digest",
 ]
 
 def active_isa() -> str: ...
@@ -313,3 +314,7 @@ def rsvd(
 ) -> numpy.typing.NDArray[numpy.float32]: ...
 def set_isa(name: str) -> None: ...
 def set_num_threads(n: int) -> None: ...
+def spsa_digest(w: numpy.ndarray, offset: int) -> int:
+    """
+    Sum over elements of mix64(bits + (offset + i) * stride) mod 2**64.
+    """

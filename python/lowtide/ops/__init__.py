@@ -64,6 +64,7 @@ from lowtide.ops.quant import (  # noqa: E402
     requant_add_sr_list_,
 )
 from lowtide.ops.random import random_add_, random_add_list_, random_dot, random_sample  # noqa: E402
+from lowtide.ops.spsa_digest import spsa_digest  # noqa: E402
 
 __all__ = [
     "Packed",
@@ -104,4 +105,5 @@ __all__ = [
     "rsvd",
     "scale_rows_",
     "shear_rows_",
+    "spsa_digest",
 ]
