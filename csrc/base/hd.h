@@ -106,4 +106,19 @@ LT_HD uint16_t float_to_half(float x) {
   return static_cast<uint16_t>(sign | h);
 }
 
+// Stochastic rounding: r16 in [0, 65536). A half keeps all but 13 bits, of which the upper 13 of
+// r16 decide; below 2^-14, where it keeps fewer, the value on a grid of 2^-16 of its denormals'
+// spacing.
+LT_HD uint16_t float_to_half_sr(float x, uint32_t r16) {
+  const uint32_t u = float_bits(x) & 0x7fffffffu;
+  if (u >= 0x7f800000u) return float_to_half(x);
+  uint32_t h;
+  if (u < 0x38800000u)
+    h = (static_cast<uint32_t>(to_int_rne(bits_float(u) * 0x1p40f)) + r16) >> 16;
+  else
+    h = (u - 0x38000000u + (r16 >> 3)) >> 13;
+  h = h < 0x7c00u ? h : 0x7c00u;
+  return static_cast<uint16_t>(((float_bits(x) >> 16) & 0x8000u) | h);
+}
+
 }  // namespace lowtide

@@ -290,6 +290,14 @@ LT_SIMD vu16 float_to_bf16(vf32 x) {
   const vu32 r = (u & 0x7fffffffu) > splat_u(0x7f800000u) ? nan : rounded;
   return __builtin_convertvector(r, vu16);
 }
+// Stochastic rounding, as in base/hd.h.
+LT_SIMD vu16 float_to_bf16_sr(vf32 x, vu32 r16) {
+  const vu32 u = as_u(x);
+  const vu32 rounded = (u + r16) >> 16;
+  const vu32 quiet = (u & 0x7fffffffu) > splat_u(0x7f800000u) ? (u >> 16) | 0x40u : u >> 16;
+  const vu32 bits = (u & 0x7f800000u) == splat_u(0x7f800000u) ? quiet : rounded;
+  return __builtin_convertvector(bits, vu16);
+}
 
 // IEEE half bits <-> float, as half_to_float and float_to_half of base/hd.h.
 LT_SIMD vf32 half_to_float(vu16 h) {
@@ -319,6 +327,15 @@ LT_SIMD vu16 float_to_half(vf32 x) {
   r = u > 0x7f800000u ? 0x7e00u | ((u >> 13) & 0x3ffu) : r;
   return __builtin_convertvector(r | (as_u(x) >> 16 & 0x8000u), vu16);
 #endif
+}
+
+LT_SIMD vu16 float_to_half_sr(vf32 x, vu32 r16) {
+  const vu32 u = as_u(x) & 0x7fffffffu;
+  const vu32 small = ((vu32)to_int_rne(as_f(u) * 0x1p40f) + r16) >> 16;
+  vu32 h = u < 0x38800000u ? small : (u - 0x38000000u + (r16 >> 3)) >> 13;
+  h = h < 0x7c00u ? h : splat_u(0x7c00u);
+  h = u > 0x7f800000u ? 0x7e00u | ((u >> 13) & 0x3ffu) : h;
+  return __builtin_convertvector(h | (as_u(x) >> 16 & 0x8000u), vu16);
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 
 #include "base/error.h"
 #include "optim/apply_update_table.h"
-#include "optim/list_blocks.h"
+#include "base/list_blocks.h"
 
 namespace lowtide::optim {
 namespace {

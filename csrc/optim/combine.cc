@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 #include "optim/combine_table.h"
-#include "optim/list_blocks.h"
+#include "base/list_blocks.h"
 
 namespace lowtide::optim {
 namespace {

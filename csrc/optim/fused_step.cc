@@ -8,7 +8,7 @@
 
 #include "base/error.h"
 #include "optim/fused_step_table.h"
-#include "optim/list_blocks.h"
+#include "base/list_blocks.h"
 
 namespace lowtide::optim {
 namespace {

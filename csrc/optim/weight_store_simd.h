@@ -52,11 +52,7 @@ struct Bf16StochasticStore {
   inline __attribute__((always_inline)) void store(uint16_t* p, int i, vf32 x) const {
     const vu32 word = lowtide::load<vu32>(words + i / 128 * 64 + i % 64);
     const vu32 r16 = i % 128 < 64 ? word & 0xffffu : word >> 16;
-    const vu32 u = as_u(x);
-    const vu32 rounded = (u + r16) >> 16;
-    const vu32 quiet = (u & 0x7fffffffu) > splat_u(0x7f800000u) ? (u >> 16) | 0x40u : u >> 16;
-    const vu32 bits = (u & 0x7f800000u) == splat_u(0x7f800000u) ? quiet : rounded;
-    lowtide::store(p + i, __builtin_convertvector(bits, vu16));
+    lowtide::store(p + i, float_to_bf16_sr(x, r16));
   }
 
   uint32_t words[128];

@@ -142,6 +142,29 @@ TEST(Numeric, HalfRoundsToNearestEven) {
   EXPECT_EQ(float_to_half(0x1p-149f), 0);
 }
 
+TEST(Numeric, HalvesStayThemselvesUnderStochasticRounding) {
+  for (uint32_t h = 0; h < 65536; ++h) {
+    const float x = half_to_float(static_cast<uint16_t>(h));
+    for (uint32_t r16 : {0u, 1u, 40000u, 65535u})
+      EXPECT_EQ(float_to_half_sr(x, r16), float_to_half(x)) << h << " " << r16;
+  }
+}
+
+// All 65536 draws: the share that goes up is the fraction, to the resolution of the noise.
+TEST(Numeric, HalfStochasticRoundingIsUnbiased) {
+  for (float x : {1.0f + 0x1p-10f * 0.3125f, -3.1415927f, 65504.0f - 9.5f, 0x1.234567p-13f,
+                  -0x1.234567p-16f, 0x1.8p-25f, 0x1.0p-30f, 0x1.fffffep-15f}) {
+    double sum = 0;
+    for (uint32_t r16 = 0; r16 < 65536; ++r16) sum += half_to_float(float_to_half_sr(x, r16));
+    const double spacing = std::abs(x) < 0x1p-14f ? 0x1p-24 : std::abs(x) * 0x1p-10;
+    EXPECT_NEAR(sum / 65536, x, spacing * 0x1p-13) << x;
+  }
+  EXPECT_EQ(float_to_half_sr(65536.0f, 0), 0x7c00);
+  EXPECT_EQ(float_to_half_sr(-3e38f, 65535), 0xfc00);
+  EXPECT_EQ(float_to_half_sr(65519.0f, 0), 0x7bff);
+  EXPECT_EQ(float_to_half_sr(65519.0f, 65535), 0x7c00);
+}
+
 TEST(Reduce, TreeSumIsIndependentOfThreads) {
   uint64_t first = 0;
   for (int threads : {1, 2, 3}) {

@@ -8,12 +8,12 @@
 
 #include "base/parallel.h"
 
-namespace lowtide::optim {
+namespace lowtide {
 
 // f(tensor, first_block, last_block) over pieces of at most kPiece blocks. blocks[i]: of tensor i.
-template <class F>
+// kPiece: 64 blocks of 256 elements are 16384.
+template <int64_t kPiece = 64, class F>
 void for_list_blocks(const std::vector<int64_t>& blocks, const F& f) {
-  constexpr int64_t kPiece = 64;            // 16384 elements
   std::vector<int64_t> end(blocks.size());  // pieces up to and with tensor i
   int64_t pieces = 0;
   for (size_t i = 0; i < blocks.size(); ++i) end[i] = pieces += (blocks[i] + kPiece - 1) / kPiece;
@@ -27,4 +27,4 @@ void for_list_blocks(const std::vector<int64_t>& blocks, const F& f) {
   });
 }
 
-}  // namespace lowtide::optim
+}  // namespace lowtide
