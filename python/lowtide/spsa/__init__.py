@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from lowtide.spsa._codec import CODECS, Codec, ExponentRule
 from lowtide.spsa._commit import Commit
+from lowtide.spsa._header import Header
+from lowtide.spsa._log import LogError, LogReader, LogWarning
+from lowtide.spsa._log_writer import LogWriter
 from lowtide.spsa._manifest import Entry, Manifest
 from lowtide.spsa._masters import Masters
 from lowtide.spsa._method import Hyper, Method, SeedWindow
@@ -19,7 +22,12 @@ __all__ = [
     "Commit",
     "Entry",
     "ExponentRule",
+    "Header",
     "Hyper",
+    "LogError",
+    "LogReader",
+    "LogWarning",
+    "LogWriter",
     "Manifest",
     "Masters",
     "Method",

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lowtide.errors import LowtideValueError
 from lowtide.spsa._codec import Codec
 from lowtide.spsa._wire import FormatError, Reader, varint
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: Slots of a step, at most.
 MAX_SLOTS = 1 << 16
@@ -93,8 +97,8 @@ def pack_commits(commits: Sequence[Commit], codec: Codec) -> bytes:
     return varint(first) + varint(len(commits)) + varint(total) + codec.pack(codes)
 
 
-def unpack_commits(reader: Reader, codec: Codec) -> list[Commit]:
-    """The commits of a record; the reader is left behind it.
+def unpack_codes(reader: Reader, codec: Codec) -> tuple[int, NDArray[np.uint32]]:
+    """The first step of a record and its codes [steps, slots]; the reader is left behind it.
 
     Raises:
         FormatError: a value out of bounds, a code that does not exist, an end too early.
@@ -110,16 +114,26 @@ def unpack_commits(reader: Reader, codec: Codec) -> list[Commit]:
     at = reader.pos
     raw = reader.take(size, "codes")
     try:
-        codes = codec.unpack(raw, steps * total)
+        return first, codec.unpack(raw, steps * total).reshape(steps, total)
     except LowtideValueError as error:
         raise FormatError(f"codes: {error}", at) from None
-    if total == 1:  # the common log, without an array a step
+
+
+def commits_of(first: int, codes: NDArray[np.uint32], codec: Codec) -> list[Commit]:
+    """The commits of :func:`unpack_codes`."""
+    if codes.shape[1] == 1:  # the common log, without an array a step
         return [
-            Commit(first + k, 1, ((0, c),) if c != codec.none else ()) for k, c in enumerate(codes.tolist())
+            Commit(first + k, 1, ((0, c),) if c != codec.none else ())
+            for k, c in enumerate(codes[:, 0].tolist())
         ]
     commits = []
-    for k, row in enumerate(codes.reshape(steps, total)):
+    for k, row in enumerate(codes):
         slots = np.flatnonzero(row != codec.none)
         pairs = tuple(zip(slots.tolist(), row[slots].tolist(), strict=True))
-        commits.append(Commit(first + k, total, pairs))
+        commits.append(Commit(first + k, len(row), pairs))
     return commits
+
+
+def unpack_commits(reader: Reader, codec: Codec) -> list[Commit]:
+    """The commits of a record; the reader is left behind it. Raises as :func:`unpack_codes`."""
+    return commits_of(*unpack_codes(reader, codec), codec)
