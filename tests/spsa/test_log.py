@@ -36,7 +36,7 @@ def kill(log: LogWriter) -> None:
     """What is left of a writer whose process is gone: nothing is flushed, the lock is released."""
     os.close(log._fd)
     os.close(log._tail_fd)
-    log._fd = -1
+    log._fd = log._tail_fd = -1
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -305,7 +305,7 @@ class TestWriter:
         log = write(path, commits(3), close=False)
         with pytest.raises(LogError, match="exists already"):
             LogWriter(path, header())
-        with pytest.raises(LogError, match="another process"):
+        with pytest.raises(LogError, match="another writer"):
             LogWriter.resume(path)
         log.close()
         LogWriter.resume(path).close()

@@ -13,6 +13,7 @@ from lowtide.spsa._masters import Masters
 from lowtide.spsa._method import Hyper, Method, SeedWindow
 from lowtide.spsa._optimizer import SPSA
 from lowtide.spsa._probes import Probe
+from lowtide.spsa._replay import Replayed, replay
 from lowtide.spsa._schedule import Schedule, StepUpdate, updates_of
 
 __all__ = [
@@ -32,8 +33,10 @@ __all__ = [
     "Masters",
     "Method",
     "Probe",
+    "Replayed",
     "Schedule",
     "SeedWindow",
     "StepUpdate",
+    "replay",
     "updates_of",
 ]

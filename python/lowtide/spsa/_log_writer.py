@@ -103,7 +103,7 @@ class LogWriter:
         log = cls.__new__(cls)
         fd = os.open(path, os.O_RDWR)
         try:
-            log._fd = fd
+            log._fd, log._tail_fd = fd, -1
             log.path = Path(path)
             log._lock()  # before reading: the other writer may be in the middle of a frame
             reader = LogReader(path)
@@ -113,6 +113,7 @@ class LogWriter:
             log._adopt(reader)
         except BaseException:
             os.close(fd)
+            log._fd = -1
             raise
         return log
 
@@ -146,7 +147,7 @@ class LogWriter:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise LogError(
-                f"{self.path}: another process is writing it; wait for it, or give another name"
+                f"{self.path}: another writer has it open; close that one, or give another name"
             ) from None
 
     # ------------------------------------------------------------------ steps
@@ -270,7 +271,14 @@ class LogWriter:
                 tail_path(self.path).unlink()
         finally:
             os.close(self._fd)
-            self._fd = -1
+            self._fd = self._tail_fd = -1
+
+    def __del__(self) -> None:
+        # Only the files: whoever lost a writer without closing it may have lost it in the middle of a step.
+        for fd in (getattr(self, "_fd", -1), getattr(self, "_tail_fd", -1)):
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
 
     def __enter__(self) -> LogWriter:
         return self
@@ -315,7 +323,7 @@ def check_same_run(path: Path, log: Header, run: Header) -> None:
     Raises:
         LogError: naming the field.
     """
-    for name in ("seed", "codec", "method", "base_digest", "first_step", "eps"):
+    for name in ("seed", "codec", "method", "base_digest", "first_step"):
         if (a := getattr(log, name)) != (b := getattr(run, name)):
             a, b = (x.hex() if isinstance(x, bytes) else x for x in (a, b))
             raise LogError(

@@ -24,6 +24,7 @@ from lowtide.spsa._masters import Masters
 from lowtide.spsa._method import Hyper, Method, SeedWindow
 from lowtide.spsa._probe_scratch import ScratchProbe
 from lowtide.spsa._probes import InplaceLegacy, Probe, Snapshot
+from lowtide.spsa._run_log import RunLog
 from lowtide.spsa._schedule import Schedule, StepUpdate, address
 from lowtide.spsa._tensors import build_manifest, check_group, master_tensors, names_of, trained
 
@@ -60,7 +61,7 @@ class SPSA(Optimizer):
         momentum: a :class:`SeedWindow`, or None.
         rounding: ``"auto"``: bfloat16 and float16 masters are rounded stochastically.
         seed: of all directions, 63 bits.
-        log: a path, or an open ``LogWriter``: the run's commits, from which :func:`lowtide.spsa.replay` makes the weights again.
+        log: a path, or a ``LogWriter``: the run's commits, from which :func:`lowtide.spsa.replay` makes the weights again.
         comm: a communicator from ``lowtide.spsa.comm``: the directions are shared by several processes. None: this one has all.
         codec: how g is committed: ``"f32"`` (default without comm), ``"log8"`` (one byte; default with comm), ``"sign1"``, ``"f16"``.
         module: the model; needed by the scratch probe, names tensors.
@@ -159,11 +160,11 @@ class SPSA(Optimizer):
         self.comm = comm if comm is not None else Local(directions * method.codes_per_direction)
         self._codec_name = codec or ("f32" if comm is None else "log8")
         self.schedule = Schedule(method, self._codec_name, self.seed)
-        self._log: Any = None
+        self._log: RunLog | None = None
         self._build()
         self._ready = True
         if log is not None:
-            self._open_log(log)
+            self._log = RunLog(log)
 
     # ------------------------------------------------------------------ tensors
 
@@ -240,12 +241,14 @@ class SPSA(Optimizer):
         if commit.step != self.t:
             raise LowtideRuntimeError(f"commit is of step {commit.step}, this optimizer is at step {self.t}")
         hyper = hyper or self.hyper()
+        if self._log is not None:  # first: a full disk must not leave weights that no log explains
+            self._log.append(self, commit, hyper)
         update = self.schedule.update(commit, hyper)
         self.masters.apply([update])
         self._sync()
         self.t += 1
         if self._log is not None:
-            self._log.append(commit, hyper)
+            self._log.applied(self)
         return update
 
     def hyper(self) -> Hyper:
@@ -309,8 +312,25 @@ class SPSA(Optimizer):
 
     # ------------------------------------------------------------------ state
 
-    def _open_log(self, log: Any) -> None:
-        raise LowtideRuntimeError(f"log must be None until the run log is there, got {log!r}")
+    def catch_up(self) -> int:
+        """Apply the steps that the log has beyond the optimizer's own: after a crash, from the base weights or an older state.
+
+        Returns:
+            How many steps were applied; the data of as many must be skipped.
+
+        Raises:
+            LogError: the log is of another run, or damaged; weights are as before.
+        """
+        self._rebind()
+        steps = 0 if self._log is None else self._log.catch_up(self)
+        self._sync()
+        return steps
+
+    def close(self) -> None:
+        """Close the log and leave the communicator."""
+        if self._log is not None:
+            self._log.close()
+        self.comm.close()
 
     def state_bytes(self) -> dict[str, int]:
         """Bytes held now beside the model, by kind."""

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An optimizer's log: opened when the first step is made, written ahead of the weights."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowtide.errors import LowtideTypeError
+from lowtide.spsa._header import Header
+from lowtide.spsa._log import LogError, LogReader
+from lowtide.spsa._log_writer import LogWriter, check_same_run
+from lowtide.spsa._replay import advance
+
+if TYPE_CHECKING:
+    from lowtide.spsa._commit import Commit
+    from lowtide.spsa._method import Hyper
+    from lowtide.spsa._optimizer import SPSA
+
+#: Steps between two digests of the weights.
+DIGEST_EVERY = 1000
+
+
+class RunLog:
+    """The log of one optimizer.
+
+    Opening waits for the first step, because a state is usually loaded after the optimizer was made.
+
+    Args:
+        log: path of a new or existing ``.ltlog`` file, or an open :class:`LogWriter`.
+    """
+
+    def __init__(self, log: Any) -> None:
+        if not isinstance(log, (str, os.PathLike, LogWriter)):
+            raise LowtideTypeError(f"log must be a path, a LogWriter or None, got {type(log).__name__}")
+        self.writer = log if isinstance(log, LogWriter) else None
+        self.path = log.path if isinstance(log, LogWriter) else Path(log)
+
+    def append(self, opt: SPSA, commit: Commit, hyper: Hyper) -> None:
+        """Write a commit, before it is applied."""
+        self.open(opt).append(commit, hyper)
+
+    def applied(self, opt: SPSA) -> None:
+        """Now and then, write down what the weights are."""
+        if self.writer is not None and opt.t % DIGEST_EVERY == 0:
+            self.writer.digest(opt.masters.digest())
+
+    def open(self, opt: SPSA) -> LogWriter:
+        """The writer; the first time, the file is made, or checked and continued.
+
+        Raises:
+            LogError: it is of another run, or ends at another step than the optimizer is at.
+        """
+        if self.writer is None:
+            self.writer = self._continue(opt) if self.path.exists() else LogWriter(self.path, header_of(opt))
+        if self.writer.step != opt.t:
+            step, path = self.writer.step, self.path
+            remedy = (
+                "call catch_up() to apply them, or give another name"
+                if step > opt.t
+                else "load the state of an earlier step, or give another name"
+            )
+            self.close(end=False)
+            raise LogError(f"{path}: has steps up to {step}, the optimizer is at step {opt.t}; {remedy}")
+        return self.writer
+
+    def _continue(self, opt: SPSA) -> LogWriter:
+        reader = LogReader(self.path)
+        log = reader.header
+        own = header_of(opt)
+        if opt.t != log.first_step:  # the base is gone by now
+            own = replace(own, base_digest=log.base_digest, first_step=log.first_step, state=log.state)
+        check_same_run(self.path, log, own)
+        if (known := reader.digests().get(opt.t)) is not None and known != opt.masters.digest():
+            raise LogError(
+                f"{self.path}: the weights are not those the run had at step {opt.t}; load them first"
+            )
+        return LogWriter.resume(self.path)
+
+    def catch_up(self, opt: SPSA) -> int:
+        """Apply what is logged from the optimizer's step on; returns how many steps that were.
+
+        Raises:
+            LogError: another run, or a digest that differs: the weights are as before.
+        """
+        if not self.path.exists() or self.writer is not None:
+            return 0
+        writer = self._continue(opt)
+        writer.flush()
+        try:
+            reader = LogReader(self.path)
+            if reader.step < opt.t:
+                raise LogError(
+                    f"{self.path}: has steps up to {reader.step} only, the optimizer is at step {opt.t}; load an earlier state"
+                )
+            start, backup = opt.t, [t.clone() for t in opt.masters.tensors]
+            schedule = opt.schedule.state_dict()
+            try:
+                advance(opt.masters, opt.schedule, reader, start, reader.step)
+            except BaseException:
+                for t, old in zip(opt.masters.tensors, backup, strict=True):
+                    t.copy_(old)
+                opt.schedule.load_state_dict(schedule)
+                raise
+        except BaseException:
+            writer.close(end=False)
+            raise
+        self.writer, opt.t = writer, reader.step
+        return reader.step - start
+
+    def close(self, *, end: bool = True) -> None:
+        """Close the file; the log can be continued."""
+        if self.writer is not None:
+            self.writer.close(end=end)
+            self.writer = None
+
+
+def header_of(opt: SPSA) -> Header:
+    """The header of a log that begins at the optimizer's present step."""
+    if opt.t and opt.method.kind != "plain":
+        raise LogError(
+            f"log: a run of {opt.method.kind} is logged from its first step or not at all (its state does not fit in a log), "
+            f"and this one is at step {opt.t}"
+        )
+    return Header(
+        manifest=opt.manifest,
+        method=opt.method,
+        seed=opt.seed,
+        codec=opt.schedule.codec.name,
+        eps=opt.eps,
+        base_digest=opt.masters.digest(),
+        run_id=getattr(opt.comm, "run_id", None) or os.urandom(16),
+        first_step=opt.t,
+        state=opt.schedule.state_dict() if opt.t else None,
+    )
