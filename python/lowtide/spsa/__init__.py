@@ -15,15 +15,22 @@ from lowtide.spsa._optimizer import SPSA
 from lowtide.spsa._probes import Probe
 from lowtide.spsa._replay import Replayed, replay
 from lowtide.spsa._schedule import Schedule, StepUpdate, updates_of
+from lowtide.spsa.presets import FZOO, LOZO, QZO, ConMeZO, FedKSeed, HiZOO, MeZO, SparseMeZO, quantized_scales
 
 __all__ = [
     "CODECS",
+    "FZOO",
+    "LOZO",
+    "QZO",
     "SPSA",
     "Codec",
     "Commit",
+    "ConMeZO",
     "Entry",
     "ExponentRule",
+    "FedKSeed",
     "Header",
+    "HiZOO",
     "Hyper",
     "LogError",
     "LogReader",
@@ -31,12 +38,15 @@ __all__ = [
     "LogWriter",
     "Manifest",
     "Masters",
+    "MeZO",
     "Method",
     "Probe",
     "Replayed",
     "Schedule",
     "SeedWindow",
+    "SparseMeZO",
     "StepUpdate",
+    "quantized_scales",
     "replay",
     "updates_of",
 ]

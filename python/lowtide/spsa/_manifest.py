@@ -136,6 +136,11 @@ class Manifest:
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
 
+    @cached_property
+    def groups(self) -> int:
+        """Number of parameter groups."""
+        return 1 + max((e.group for e in self.entries), default=0)
+
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, shortest exact floats, null for an infinite threshold or floor."""
         rows = [

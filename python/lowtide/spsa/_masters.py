@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.spsa import _reference
+from lowtide.spsa._elementwise import Elementwise
 from lowtide.spsa._manifest import Entry, Manifest
 from lowtide.spsa._method import Method
 from lowtide.spsa._schedule import StepUpdate, float32
@@ -60,6 +61,10 @@ class Masters:
                 )
             check_master(e.name, t)
             self.tensors.append(t.detach())
+        #: State of methods that keep a number for each weight.
+        self.elements: Elementwise | None = None
+        if self.method.kind != "plain":
+            self.elements = Elementwise(self.tensors, manifest, seed, self.method)
 
     # ------------------------------------------------------------------ probes
 
@@ -81,6 +86,9 @@ class Masters:
         step, slot = address
         for out, i in zip(outs, ids, strict=True):
             e = self.manifest.entries[i]
+            if self.elements is not None:
+                self.elements.perturb(out, self.tensors[i], e, eps * e.scale, step, slot)
+                continue
             z = self._direction(e, step, slot)
             _reference.perturb(out, self.tensors[i], float32(eps * e.scale), z, e.threshold)
 
@@ -98,6 +106,10 @@ class Masters:
         if not updates:
             return
         with torch.no_grad():
+            if self.elements is not None:
+                for update in updates:
+                    self.elements.apply(self.tensors, update)
+                return
             key = lambda e: (e.group, e.decay)  # noqa: E731
             for (group, decay), entries in groupby(sorted(self.manifest, key=key), key):
                 self._apply(list(entries), group, decay, updates)
@@ -105,6 +117,7 @@ class Masters:
     def _apply(self, entries: list[Entry], group: int, decays: bool, updates: Sequence[StepUpdate]) -> None:
         for update in updates:
             decay, coeffs = update.of_group(group)
+            decay = decay if decays else 1.0
             for e in entries:
                 terms = [
                     (c, self._direction(e, step, slot))
@@ -114,7 +127,7 @@ class Masters:
                     continue
                 _reference.apply(
                     self.tensors[e.param], terms, scale=e.scale, threshold=e.threshold, floor=e.floor,
-                    decay=decay if decays else 1.0, seed=self.seed, round_step=update.step, param=e.param,
+                    decay=decay, seed=self.seed, round_step=update.step, param=e.param,
                 )  # fmt: skip
 
     # ------------------------------------------------------------------ digests

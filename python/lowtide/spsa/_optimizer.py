@@ -15,10 +15,9 @@ from torch.optim import Optimizer
 
 from lowtide._arrays import check_uint
 from lowtide.errors import LowtideRuntimeError, LowtideTypeError, LowtideValueError
-from lowtide.spsa import _codec
+from lowtide.spsa import _codec, _run_log
 from lowtide.spsa._commit import Commit
 from lowtide.spsa._estimators import Measured, difference, measure
-from lowtide.spsa._local import Local
 from lowtide.spsa._manifest import Manifest
 from lowtide.spsa._masters import Masters
 from lowtide.spsa._method import Hyper, Method, SeedWindow
@@ -27,6 +26,7 @@ from lowtide.spsa._probes import InplaceLegacy, Probe, Snapshot
 from lowtide.spsa._run_log import RunLog
 from lowtide.spsa._schedule import Schedule, StepUpdate, address
 from lowtide.spsa._tensors import build_manifest, check_group, master_tensors, names_of, trained
+from lowtide.spsa.comm import Local
 
 PROBES: dict[str, type[Probe]] = {
     "scratch": ScratchProbe,
@@ -46,7 +46,7 @@ class SPSA(Optimizer):
 
     Args:
         params: ``model.named_parameters()``, parameters, or groups of them with keys ``lr``, ``weight_decay``, ``scale`` (layer
-            scale: probes and updates go along scale z; ``"norm"``: proportional to the weight's root mean square), ``keep``
+            scale: probes and updates go along scale z; ``"rms"``: the weight's root mean square; ``"norm"``: proportional to it, 1 on average), ``keep``
             (fraction of smallest elements that may move: Sparse-MeZO), ``floor`` (least value). Frozen parameters are left alone.
         lr: learning rate, >= 0.
         eps: distance of the probes, > 0.
@@ -68,6 +68,8 @@ class SPSA(Optimizer):
         masters: ``"model"`` (the model's own tensors), ``"float32"`` (float32 weights beside a model in 16 bit, which becomes their
             rounded copy), or a mapping from names to tensors.
         nonfinite: what a NaN or infinite loss does: ``"skip"`` (no contribution, counted in :attr:`skipped`) or ``"raise"``.
+        lr_factor: factor of all learning rates by step, a pure function: what a worker that joins late needs, where a scheduler of torch
+            would know the present rate only.
         method: a :class:`Method` in place of estimator, dist and momentum (presets use it).
 
     Raises:
@@ -99,6 +101,7 @@ class SPSA(Optimizer):
         scale: float | str = 1.0,
         keep: float | None = None,
         floor: float = -math.inf,
+        lr_factor: Callable[[int], float] | None = None,
     ) -> None:
         if rounding != "auto":
             raise LowtideValueError(
@@ -138,6 +141,7 @@ class SPSA(Optimizer):
                 RuntimeWarning,
                 stacklevel=2,
             )
+        self._lr_factor = lr_factor
         self.seed = check_uint(seed, "seed", 63)
         self.method, self.eps, self.clip = method, float(eps), None if clip is None else float(clip)
         self.directions = directions
@@ -157,20 +161,22 @@ class SPSA(Optimizer):
             raise LowtideValueError(
                 f"comm cannot be used with {method.kind}: it commits more than one value a slot"
             )
-        self.comm = comm if comm is not None else Local(directions * method.codes_per_direction)
         self._codec_name = codec or ("f32" if comm is None else "log8")
         self.schedule = Schedule(method, self._codec_name, self.seed)
-        self._log: RunLog | None = None
+        self.comm: Any = comm if comm is not None else Local(directions * method.codes_per_direction)
+        #: The run's log, or None.
+        self.run_log: RunLog | None = None
+        self._started = False
         self._build()
         self._ready = True
         if log is not None:
-            self._log = RunLog(log)
+            self.run_log = RunLog(log)
 
     # ------------------------------------------------------------------ tensors
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its tensors get the next ids. Not while a log or a communicator fixes the manifest."""
-        if self._ready and (self._log is not None or not isinstance(self.comm, Local)):
+        if self._ready and (self.run_log is not None or not isinstance(self.comm, Local)):
             raise LowtideRuntimeError(
                 "the tensors of a logged or shared run are fixed; start a new run to add a group"
             )
@@ -230,32 +236,52 @@ class SPSA(Optimizer):
         """
         if closure is None:
             raise LowtideTypeError("closure must be given: SPSA evaluates the loss several times a step")
+        self.start()
         hyper = self.hyper()
         measured = self._measure(closure, self.comm.slots(self.t))
         commit = self.comm.exchange(self.t, self._encode(measured))
         self.apply(commit, hyper)
         return measured.loss
 
+    @torch.no_grad()
+    def start(self) -> None:
+        """Open the log and join the others; :meth:`step` does it when it is called first. Steps that the others made already
+        are applied, with the learning rates of now times ``lr_factor`` of those steps."""
+        if self._started:
+            return
+        self._rebind()
+        if self.run_log is not None:
+            self.run_log.open(self)
+        if not isinstance(self.comm, Local):
+            from lowtide.spsa._join import join
+
+            for commit in join(self):
+                self.apply(commit)
+        self._started = True
+
     def apply(self, commit: Commit, hyper: Hyper | None = None) -> StepUpdate:
-        """Apply the commit of step :attr:`t` to the weights, log it, and go to the next step."""
+        """Log the commit of step :attr:`t`, apply it to the weights, and go to the next step."""
         if commit.step != self.t:
             raise LowtideRuntimeError(f"commit is of step {commit.step}, this optimizer is at step {self.t}")
         hyper = hyper or self.hyper()
-        if self._log is not None:  # first: a full disk must not leave weights that no log explains
-            self._log.append(self, commit, hyper)
+        if self.run_log is not None:  # first: a full disk must not leave weights that no log explains
+            self.run_log.append(self, commit, hyper)
         update = self.schedule.update(commit, hyper)
         self.masters.apply([update])
         self._sync()
         self.t += 1
-        if self._log is not None:
-            self._log.applied(self)
+        if self.run_log is not None:
+            self.run_log.applied(self)
+        if not isinstance(self.comm, Local) and self.t % _run_log.DIGEST_EVERY == 0:
+            self.comm.digest(self.t, self.masters.digest())
         return update
 
     def hyper(self) -> Hyper:
-        """Learning rates and decays of now, as doubles."""
+        """Learning rates and decays of step :attr:`t`, as doubles."""
+        factor = 1.0 if self._lr_factor is None else float(self._lr_factor(self.t))
+        groups = self.param_groups[: self.manifest.groups]
         return Hyper(
-            tuple(float(g["lr"]) for g in self.param_groups),
-            tuple(float(g["weight_decay"]) for g in self.param_groups),
+            tuple(float(g["lr"]) * factor for g in groups), tuple(float(g["weight_decay"]) for g in groups)
         )
 
     def _measure(self, closure: Callable[[], Any], slots: list[int]) -> Measured:
@@ -322,22 +348,24 @@ class SPSA(Optimizer):
             LogError: the log is of another run, or damaged; weights are as before.
         """
         self._rebind()
-        steps = 0 if self._log is None else self._log.catch_up(self)
+        steps = 0 if self.run_log is None else self.run_log.catch_up(self)
         self._sync()
         return steps
 
     def close(self) -> None:
         """Close the log and leave the communicator."""
-        if self._log is not None:
-            self._log.close()
+        if self.run_log is not None:
+            self.run_log.close()
         self.comm.close()
 
     def state_bytes(self) -> dict[str, int]:
         """Bytes held now beside the model, by kind."""
         apart = self._masters_arg != "model"
+        elements = self.masters.elements
         return {
             "masters": sum(t.nbytes for t in self.masters.tensors) if apart else 0,
             "probe": self._probe.nbytes(),
+            "states": elements.nbytes() if elements is not None else 0,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -353,6 +381,8 @@ class SPSA(Optimizer):
             "manifest": self.manifest.to_json(),
             "schedule": self.schedule.state_dict(),
         }
+        if self.masters.elements is not None:
+            state["spsa"]["elements"] = self.masters.elements.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -375,9 +405,12 @@ class SPSA(Optimizer):
             raise LowtideValueError(
                 f"state_dict is of other tensors: {'; '.join(self.manifest.differences(saved))}"
             )
+        if self.masters.elements is not None:
+            self.masters.elements.load_state_dict(own["elements"])
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "spsa"})
         self.schedule.load_state_dict(own["schedule"])
         self.t, self.skipped = int(own["step"]), int(own["skipped"])
         # Thresholds and scales were measured when the run began.
-        if saved.digest != self.manifest.digest:
-            self.manifest = self.masters.manifest = saved
+        self.manifest = self.masters.manifest = saved
+        if self.masters.elements is not None:
+            self.masters.elements.manifest = saved

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lowtide import random
-from lowtide.errors import LowtideTypeError
 
 _NAMES = ("rademacher", "gaussian", "ih4", "lut8")
 
@@ -69,17 +68,21 @@ def noise16(n: int, seed: int, step: int, param: int) -> Tensor:
 
 
 def store(w: Tensor, x: Tensor, seed: int, step: int, param: int) -> None:
-    """w = x: float32 as it is, bfloat16 stochastically rounded."""
+    """w = x: float32 as it is, bfloat16 and float16 stochastically rounded."""
     if w.dtype == torch.float32:
         w.copy_(x)
         return
-    if w.dtype != torch.bfloat16:
-        raise LowtideTypeError(f"w must be float32 or bfloat16, got {w.dtype}")
     r16 = noise16(x.numel(), seed, step, param).reshape(x.shape)
     bits = x.contiguous().view(torch.int32)
-    finite = torch.isfinite(x)
-    rounded = torch.where(finite, bits + r16, bits) & -65536
-    w.copy_(rounded.view(torch.float32))
+    if w.dtype == torch.bfloat16:
+        rounded = torch.where(torch.isfinite(x), bits + r16, bits) & -65536
+        w.copy_(rounded.view(torch.float32))
+        return
+    u = bits & 0x7FFFFFFF
+    small = (torch.round(u.view(torch.float32) * 2.0**40).clamp(max=2.0**30).int() + r16) >> 16
+    half = torch.where(u < 0x38800000, small, (u - 0x38000000 + (r16 >> 3)) >> 13).clamp(max=0x7C00)
+    signed = (half | ((bits >> 16) & 0x8000)).to(torch.int16).view(torch.float16)
+    w.copy_(torch.where(torch.isfinite(x), signed, x.half()))
 
 
 def apply(

@@ -30,8 +30,8 @@ def check_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         if not 0.0 <= value < math.inf:
             raise LowtideValueError(f"{key} must be a finite number >= 0, got {value!r}")
     scale = group.get("scale", defaults["scale"])
-    if scale != "norm" and not (isinstance(scale, (int, float)) and math.isfinite(scale)):
-        raise LowtideValueError(f"scale must be a finite number or 'norm', got {scale!r}")
+    if scale not in ("norm", "rms") and not (isinstance(scale, (int, float)) and math.isfinite(scale)):
+        raise LowtideValueError(f"scale must be a finite number, 'norm' or 'rms', got {scale!r}")
     keep = group.get("keep", defaults["keep"])
     if keep is not None and not 0.0 < float(keep) <= 1.0:
         raise LowtideValueError(
@@ -82,7 +82,7 @@ def build_manifest(
 ) -> Manifest:
     """The manifest of the trained tensors of ``groups``; ``masters`` are their values in the same order.
 
-    ``scale="norm"`` makes s proportional to the tensor's root mean square, with a mean of 1 over all elements of s².
+    ``scale="rms"`` makes s the tensor's root mean square; ``"norm"`` proportional to it, with a mean of 1 over all elements of s².
     """
     rows = trained(groups)
     by_id = names_of(module)
@@ -104,7 +104,7 @@ def build_manifest(
                 group=g,
                 # MeZO leaves out biases and norms: they are the vectors.
                 decay=w.ndim >= 2,
-                scale=size / mean if scale == "norm" else float(scale),
+                scale=size / mean if scale == "norm" else _rms(w) if scale == "rms" else float(scale),
                 threshold=threshold_of(w, group["keep"]),
                 aliases=tuple(n for n in known if n != first),
                 floor=float(group["floor"]),
