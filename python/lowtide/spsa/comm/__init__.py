@@ -3,6 +3,21 @@
 
 from __future__ import annotations
 
+from lowtide.spsa.comm._endpoint import Limits, Traffic
+from lowtide.spsa.comm._node import Settings
 from lowtide.spsa.comm._protocol import Comm, CommError, DivergedError, Hello, Joined, Local
+from lowtide.spsa.comm._tcp import TCP, Sequencer
 
-__all__ = ["Comm", "CommError", "DivergedError", "Hello", "Joined", "Local"]
+__all__ = [
+    "TCP",
+    "Comm",
+    "CommError",
+    "DivergedError",
+    "Hello",
+    "Joined",
+    "Limits",
+    "Local",
+    "Sequencer",
+    "Settings",
+    "Traffic",
+]
