@@ -50,17 +50,17 @@ def test_frames_that_were_moved_or_changed_are_refused(kind: str) -> None:
     list(client.feed(server.seal(b"")))
     one, two = client.seal(b"one"), client.seal(b"two")
     assert list(server.feed(one)) == [b"one"]
+    receiver, stream = server, two[:3] + bytes([two[3] ^ 1]) + two[4:]
+    if kind == "repeat":
+        stream = one
+    elif kind == "skip":
+        stream = client.seal(b"three")
+    elif kind == "swap":
+        stream = client.seal(b"three") + two
+    elif kind == "reflect":
+        receiver, stream = client, two
     with pytest.raises(SessionError, match="changed"):
-        if kind == "repeat":
-            list(server.feed(one))
-        elif kind == "skip":
-            list(server.feed(client.seal(b"three")))
-        elif kind == "swap":
-            list(server.feed(client.seal(b"three") + two))
-        elif kind == "reflect":
-            list(client.feed(two))
-        else:
-            list(server.feed(two[:3] + bytes([two[3] ^ 1]) + two[4:]))
+        list(receiver.feed(stream))
 
 
 def test_a_recorded_connection_cannot_be_played_again() -> None:
