@@ -31,5 +31,6 @@ void bind_matmul(py::module_& m);
 void bind_lowrank(py::module_& m);
 void bind_quant(py::module_& m);
 void bind_spsa(py::module_& m);
+void bind_spsa_perturb(py::module_& m);
 
 }  // namespace lowtide::bind

@@ -52,4 +52,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind::bind_lowrank(m);
   bind::bind_quant(m);
   bind::bind_spsa(m);
+  bind::bind_spsa_perturb(m);
 }

@@ -3,8 +3,7 @@
 // of any family. put(i, z) takes one element, put.four(i, z) four neighbours; i counts from the
 // start of the range [offset, offset + n) and never leaves it.
 #pragma once
-#include <cuda_runtime_api.h>
-
+#include "base/launch.cuh"
 #include "random/distributions.h"
 
 namespace lowtide::random::cuda {
@@ -118,6 +117,49 @@ __device__ __forceinline__ void rademacher_tile(uint64_t tile, int lane, int64_t
   }
 }
 
+namespace kernels {
+
+template <Dist dist, class Put>  // gaussian or ih4: a word an element
+__global__ void __launch_bounds__(kThreads)
+    stream_rows(Put put, int64_t n, int64_t offset, uint64_t first_tile, uint64_t tiles, Source s) {
+  const int lane = static_cast<int>(threadIdx.x) & 15;
+  const uint64_t stride = static_cast<uint64_t>(gridDim.x) * (kThreads / 16);
+  for (uint64_t t = static_cast<uint64_t>(blockIdx.x) * (kThreads / 16) + threadIdx.x / 16;
+       t < tiles; t += stride) {
+    if (dist == Dist::gaussian)
+      gaussian_tile(first_tile + t, lane, n, offset, s, put);
+    else
+      ih4_tile(first_tile + t, lane, n, offset, s, put);
+  }
+}
+
+// Put::kBlocks blocks an SM, here and below: left alone, ptxas squeezes kernels into 32 registers
+// and spills.
+template <class Put>
+__global__ void __launch_bounds__(kThreads, Put::kBlocks)
+    stream_lut8(Put put, int64_t n, int64_t offset, uint64_t first_tile, uint64_t pairs, Source s,
+                bool aligned) {
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  const uint32_t levels = lut8_word(lane);
+  const uint64_t stride = static_cast<uint64_t>(gridDim.x) * (kThreads / 32);
+  for (uint64_t t = static_cast<uint64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+       t < pairs; t += stride)
+    lut8_tile(first_tile + 2 * t + lane / 16, lane & 15, n, offset, s, aligned, levels, put);
+}
+
+template <class Put>
+__global__ void __launch_bounds__(kThreads, Put::kBlocks)
+    stream_rademacher(Put put, int64_t n, int64_t offset, uint64_t first_tile, uint64_t tiles,
+                      Source s, bool aligned) {
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  const uint64_t stride = static_cast<uint64_t>(gridDim.x) * (kThreads / 32);
+  for (uint64_t t = static_cast<uint64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+       t < tiles; t += stride)
+    rademacher_tile(first_tile + t, lane, n, offset, s, aligned, put);
+}
+
+}  // namespace kernels
+
 // The tiles that a range of elements touches.
 struct Tiles {
   uint64_t first, count;
@@ -129,6 +171,46 @@ inline Tiles tiles_of(int64_t n, int64_t offset, int64_t tile) {
 
 inline Source source_of(const Stream& s) {
   return {derive_key(s.seed, s.step, s.slot), s.param, s.role};
+}
+
+inline bool bad_range(int64_t n, int64_t offset) { return n < 0 || offset < 0; }
+
+// Whether element 0 of a tensor whose element `offset` lies at p begins a vector of four elements
+// of `bytes` each: what `aligned` means.
+inline bool starts_vector(const void* p, int64_t bytes, int64_t offset) {
+  const uint64_t origin = reinterpret_cast<uint64_t>(p) - static_cast<uint64_t>(offset * bytes);
+  return origin % static_cast<uint64_t>(4 * bytes) == 0;
+}
+
+// put(i, z[offset + i]) for every i in [0, n).
+template <class Put>
+int put_stream(const Put& put, int64_t n, int64_t offset, const Stream& stream, Dist dist,
+               bool aligned, void* cuda_stream) {
+  if (bad_range(n, offset) || !is_dist(dist)) return static_cast<int>(cudaErrorInvalidValue);
+  if (n == 0) return 0;
+  const Source s = source_of(stream);
+  const cudaStream_t on = as_stream(cuda_stream);
+  if (dist == Dist::gaussian || dist == Dist::ih4) {
+    const Tiles t = tiles_of(n, offset, kTile);
+    const unsigned grid = blocks_for(static_cast<int64_t>(t.count), kThreads / 16);
+    if (dist == Dist::gaussian)
+      kernels::stream_rows<Dist::gaussian>
+          <<<grid, kThreads, 0, on>>>(put, n, offset, t.first, t.count, s);
+    else
+      kernels::stream_rows<Dist::ih4>
+          <<<grid, kThreads, 0, on>>>(put, n, offset, t.first, t.count, s);
+  } else if (dist == Dist::lut8) {
+    const Tiles t = tiles_of(n, offset, kLut8Tile);
+    const uint64_t pairs = (t.count + 1) / 2;
+    kernels::
+        stream_lut8<<<blocks_for(static_cast<int64_t>(pairs), kThreads / 32), kThreads, 0, on>>>(
+            put, n, offset, t.first, pairs, s, aligned);
+  } else {
+    const Tiles t = tiles_of(n, offset, kRademacherTile);
+    kernels::stream_rademacher<<<blocks_for(static_cast<int64_t>(t.count), kThreads / 32), kThreads,
+                                 0, on>>>(put, n, offset, t.first, t.count, s, aligned);
+  }
+  return launched();
 }
 
 }  // namespace lowtide::random::cuda

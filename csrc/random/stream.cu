@@ -21,11 +21,13 @@ struct Words {
   __device__ __forceinline__ void operator()(int64_t i, uint32_t w) const { out[i] = w; }
 };
 struct Sample {
+  static constexpr int kBlocks = 6;
   float* out;
   __device__ __forceinline__ void operator()(int64_t i, float z) const { out[i] = z; }
   __device__ __forceinline__ void four(int64_t i, float4 z) const { store_vector(out + i, z); }
 };
 struct AddScaled {
+  static constexpr int kBlocks = 6;
   float* x;
   float scale;
   __device__ __forceinline__ float one(float v, float z) const { return v + scale * z; }
@@ -57,44 +59,6 @@ __global__ void __launch_bounds__(kThreads)
     philox_block((first_tile + t) * 16 + lane, s, x);
     put_rows(static_cast<int64_t>(first_tile + t) * kTile + lane - offset, n, x, put);
   }
-}
-
-template <Dist dist, class Put>  // gaussian or ih4: a word an element
-__global__ void __launch_bounds__(kThreads)
-    stream_rows(Put put, int64_t n, int64_t offset, uint64_t first_tile, uint64_t tiles, Source s) {
-  const int lane = static_cast<int>(threadIdx.x) & 15;
-  const uint64_t stride = static_cast<uint64_t>(gridDim.x) * (kThreads / 16);
-  for (uint64_t t = static_cast<uint64_t>(blockIdx.x) * (kThreads / 16) + threadIdx.x / 16;
-       t < tiles; t += stride) {
-    if (dist == Dist::gaussian)
-      gaussian_tile(first_tile + t, lane, n, offset, s, put);
-    else
-      ih4_tile(first_tile + t, lane, n, offset, s, put);
-  }
-}
-
-template <class Put>
-__global__ void __launch_bounds__(kThreads)
-    stream_lut8(Put put, int64_t n, int64_t offset, uint64_t first_tile, uint64_t pairs, Source s,
-                bool aligned) {
-  const int lane = static_cast<int>(threadIdx.x) & 31;
-  const uint32_t levels = lut8_word(lane);
-  const uint64_t stride = static_cast<uint64_t>(gridDim.x) * (kThreads / 32);
-  for (uint64_t t = static_cast<uint64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-       t < pairs; t += stride)
-    lut8_tile(first_tile + 2 * t + lane / 16, lane & 15, n, offset, s, aligned, levels, put);
-}
-
-// Six blocks an SM: left alone, ptxas squeezes the kernel into 32 registers and spills.
-template <class Put>
-__global__ void __launch_bounds__(kThreads, 6)
-    stream_rademacher(Put put, int64_t n, int64_t offset, uint64_t first_tile, uint64_t tiles,
-                      Source s, bool aligned) {
-  const int lane = static_cast<int>(threadIdx.x) & 31;
-  const uint64_t stride = static_cast<uint64_t>(gridDim.x) * (kThreads / 32);
-  for (uint64_t t = static_cast<uint64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-       t < tiles; t += stride)
-    rademacher_tile(first_tile + t, lane, n, offset, s, aligned, put);
 }
 
 // One block a reduce block of 4096 elements: products to shared memory, 64 lane sums in order, the
@@ -153,44 +117,6 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace kernels
 
-namespace {
-
-bool bad_range(int64_t n, int64_t offset) { return n < 0 || offset < 0; }
-
-template <class Put>
-int run(const Put& put, const void* data, int64_t n, int64_t offset, const Stream& stream,
-        Dist dist, void* cuda_stream) {
-  if (bad_range(n, offset) || !is_dist(dist)) return static_cast<int>(cudaErrorInvalidValue);
-  if (n == 0) return 0;
-  const Source s = source_of(stream);
-  const cudaStream_t on = as_stream(cuda_stream);
-  const uint64_t origin = reinterpret_cast<uint64_t>(data) - 4 * static_cast<uint64_t>(offset);
-  const bool aligned = origin % 16 == 0;
-  if (dist == Dist::gaussian || dist == Dist::ih4) {
-    const Tiles t = tiles_of(n, offset, kTile);
-    const unsigned grid = blocks_for(static_cast<int64_t>(t.count), kThreads / 16);
-    if (dist == Dist::gaussian)
-      kernels::stream_rows<Dist::gaussian>
-          <<<grid, kThreads, 0, on>>>(put, n, offset, t.first, t.count, s);
-    else
-      kernels::stream_rows<Dist::ih4>
-          <<<grid, kThreads, 0, on>>>(put, n, offset, t.first, t.count, s);
-  } else if (dist == Dist::lut8) {
-    const Tiles t = tiles_of(n, offset, kLut8Tile);
-    const uint64_t pairs = (t.count + 1) / 2;
-    kernels::
-        stream_lut8<<<blocks_for(static_cast<int64_t>(pairs), kThreads / 32), kThreads, 0, on>>>(
-            put, n, offset, t.first, pairs, s, aligned);
-  } else {
-    const Tiles t = tiles_of(n, offset, kRademacherTile);
-    kernels::stream_rademacher<<<blocks_for(static_cast<int64_t>(t.count), kThreads / 32), kThreads,
-                                 0, on>>>(put, n, offset, t.first, t.count, s, aligned);
-  }
-  return launched();
-}
-
-}  // namespace
-
 int words(uint32_t* out, int64_t n, int64_t offset, const Stream& stream, void* cuda_stream) {
   if (bad_range(n, offset)) return static_cast<int>(cudaErrorInvalidValue);
   if (n == 0) return 0;
@@ -203,12 +129,14 @@ int words(uint32_t* out, int64_t n, int64_t offset, const Stream& stream, void* 
 
 int sample(float* out, int64_t n, int64_t offset, const Stream& stream, Dist dist,
            void* cuda_stream) {
-  return run(kernels::Sample{out}, out, n, offset, stream, dist, cuda_stream);
+  return put_stream(kernels::Sample{out}, n, offset, stream, dist, starts_vector(out, 4, offset),
+                    cuda_stream);
 }
 
 int add_scaled(float* x, float scale, int64_t n, int64_t offset, const Stream& stream, Dist dist,
                void* cuda_stream) {
-  return run(kernels::AddScaled{x, scale}, x, n, offset, stream, dist, cuda_stream);
+  return put_stream(kernels::AddScaled{x, scale}, n, offset, stream, dist,
+                    starts_vector(x, 4, offset), cuda_stream);
 }
 
 int64_t dot_scratch(int64_t n) {

@@ -45,6 +45,7 @@ __all__: list[str] = [
     "set_isa",
     "set_num_threads",
     "spsa_digest",
+    "spsa_perturb",
 ]
 
 def active_isa() -> str: ...
@@ -317,4 +318,21 @@ def set_num_threads(n: int) -> None: ...
 def spsa_digest(w: numpy.ndarray, offset: int) -> int:
     """
     Sum over elements of mix64(bits + (offset + i) * stride) mod 2**64.
+    """
+
+def spsa_perturb(
+    out: numpy.ndarray,
+    minus: numpy.ndarray | None,
+    w: numpy.ndarray,
+    scale: float,
+    seed: int,
+    step: int,
+    slot: int,
+    param: int,
+    offset: int,
+    dist: int,
+    threshold: float,
+) -> None:
+    """
+    out = w + scale z, minus = w - scale z where it is given.
     """

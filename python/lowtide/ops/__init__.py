@@ -65,6 +65,7 @@ from lowtide.ops.quant import (  # noqa: E402
 )
 from lowtide.ops.random import random_add_, random_add_list_, random_dot, random_sample  # noqa: E402
 from lowtide.ops.spsa_digest import spsa_digest  # noqa: E402
+from lowtide.ops.spsa_perturb import spsa_perturb, spsa_perturb_list, spsa_perturb_pair  # noqa: E402
 
 __all__ = [
     "Packed",
@@ -106,4 +107,7 @@ __all__ = [
     "scale_rows_",
     "shear_rows_",
     "spsa_digest",
+    "spsa_perturb",
+    "spsa_perturb_list",
+    "spsa_perturb_pair",
 ]

@@ -9,6 +9,8 @@ the first element, so that a shard of a tensor generates its own slice.
 
 from __future__ import annotations
 
-from lowtide.random._stream import DISTS, ROLES, add_, dot, sample, self_test_digest
+from lowtide.random._perturb import perturb
+from lowtide.random._self_test import self_test_digest
+from lowtide.random._stream import DISTS, ROLES, add_, dot, sample
 
-__all__ = ["DISTS", "ROLES", "add_", "dot", "sample", "self_test_digest"]
+__all__ = ["DISTS", "ROLES", "add_", "dot", "perturb", "sample", "self_test_digest"]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -177,17 +176,3 @@ def dot(
         return ops.random_dot(x, *address)
     check_array(x, "x")
     return _core.random_dot(x, *address)
-
-
-def self_test_digest() -> bytes:
-    """What this build computes on this processor, in 16 bytes: equal wherever the library is exact.
-
-    A BLAKE2b hash of samples of every distribution under the active ISA, less than a millisecond of work. Programs that
-    replay each other's random numbers compare it before they start.
-    """
-    h = hashlib.blake2b(digest_size=16)
-    z = np.empty(1027, dtype=np.float32)
-    for dist in DISTS:
-        sample(seed=0x0123456789ABCDEF, step=5, slot=2, param=11, offset=1000, dist=dist, out=z)
-        h.update(z.astype("<f4", copy=False).tobytes())
-    return h.digest()
