@@ -1,9 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/error.h"
+#include "base/fpenv.h"
 #include "bindings.h"
 #include "spsa/digest.h"
+#include "spsa/replay.h"
 
 namespace lowtide::bind {
+namespace {
+
+spsa::FloatType master_type(const py::array& w, bool bfloat16) {
+  require((w.flags() & py::array::c_style) != 0, "replay: w must be contiguous in C order");
+  if (py::isinstance<py::array_t<float>>(w)) return spsa::FloatType::f32;
+  require(w.itemsize() == 2, "replay: w must be float32, float16, or bfloat16 as uint16");
+  return bfloat16 ? spsa::FloatType::bf16 : spsa::FloatType::f16;
+}
+
+spsa::Schedule schedule_of(uint64_t seed, const Array<int64_t>& round_steps,
+                           const Array<float>& decays, const Array<int64_t>& first,
+                           const Array<int64_t>& dir_steps, const Array<int64_t>& dir_slots,
+                           const Array<float>& coeffs) {
+  require(round_steps.size() == decays.size() && first.size() == decays.size() + 1 &&
+              dir_steps.size() == coeffs.size() && dir_slots.size() == coeffs.size(),
+          "schedule: the lengths of its arrays do not fit together");
+  return {seed,          decays.size(),    round_steps.data(), decays.data(), first.data(),
+          coeffs.size(), dir_steps.data(), dir_slots.data(),   coeffs.data()};
+}
+
+}  // namespace
 
 void bind_spsa(py::module_& m) {
   m.def(
@@ -18,6 +41,26 @@ void bind_spsa(py::module_& m) {
       },
       py::arg("w"), py::arg("offset"),
       "Sum over elements of mix64(bits + (offset + i) * stride) mod 2**64.");
+  m.def(
+      "spsa_replay",
+      [](py::array w, bool bfloat16, uint32_t param, double scale, double threshold, double floor,
+         uint64_t seed, int dist, const Array<int64_t>& round_steps, const Array<float>& decays,
+         const Array<int64_t>& first, const Array<int64_t>& dir_steps,
+         const Array<int64_t>& dir_slots, const Array<float>& coeffs, int64_t offset) {
+        spsa::ReplayTensor t;
+        t.n = w.size(), t.param = param, t.offset = offset, t.type = master_type(w, bfloat16);
+        t.scale = to_float_rn(scale), t.threshold = to_float_rn(threshold);
+        t.floor = to_float_rn(floor), t.w = w.mutable_data();
+        const auto schedule =
+            schedule_of(seed, round_steps, decays, first, dir_steps, dir_slots, coeffs);
+        py::gil_scoped_release nogil;
+        spsa::replay({t}, schedule, static_cast<random::Dist>(dist));
+      },
+      py::arg("w"), py::arg("bfloat16"), py::arg("param"), py::arg("scale"), py::arg("threshold"),
+      py::arg("floor"), py::arg("seed"), py::arg("dist"), py::arg("round_steps").noconvert(),
+      py::arg("decays").noconvert(), py::arg("first").noconvert(), py::arg("dir_steps").noconvert(),
+      py::arg("dir_slots").noconvert(), py::arg("coeffs").noconvert(), py::arg("offset"),
+      "Takes w through the steps of a schedule, in place.");
 }
 
 }  // namespace lowtide::bind

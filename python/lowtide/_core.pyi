@@ -46,6 +46,7 @@ __all__: list[str] = [
     "set_num_threads",
     "spsa_digest",
     "spsa_perturb",
+    "spsa_replay",
 ]
 
 def active_isa() -> str: ...
@@ -335,4 +336,25 @@ def spsa_perturb(
 ) -> None:
     """
     out = w + scale z, minus = w - scale z where it is given.
+    """
+
+def spsa_replay(
+    w: numpy.ndarray,
+    bfloat16: bool,
+    param: int,
+    scale: float,
+    threshold: float,
+    floor: float,
+    seed: int,
+    dist: int,
+    round_steps: numpy.typing.NDArray[numpy.int64],
+    decays: numpy.typing.NDArray[numpy.float32],
+    first: numpy.typing.NDArray[numpy.int64],
+    dir_steps: numpy.typing.NDArray[numpy.int64],
+    dir_slots: numpy.typing.NDArray[numpy.int64],
+    coeffs: numpy.typing.NDArray[numpy.float32],
+    offset: int,
+) -> None:
+    """
+    Takes w through the steps of a schedule, in place.
     """

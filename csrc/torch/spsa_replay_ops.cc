@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// The list form only: a step of a model is one call. Everything is checked before anything is
+// changed.
+#include <algorithm>
+
+#include "base/fpenv.h"
+#include "spsa/replay.h"
+#include "torch/spsa_schedule.h"
+
+namespace lowtide::torch_ops {
+namespace {
+
+using List = std::vector<Tensor>;
+
+spsa::FloatType master_type(const Tensor& w) {
+  const ScalarType dtype = w.scalar_type();
+  STD_TORCH_CHECK(w.is_cpu() && w.is_contiguous() &&
+                      (dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
+                       dtype == ScalarType::Half),
+                  "lowtide: ws must be contiguous float32, bfloat16 or float16 CPU tensors");
+  return dtype == ScalarType::Float      ? spsa::FloatType::f32
+         : dtype == ScalarType::BFloat16 ? spsa::FloatType::bf16
+                                         : spsa::FloatType::f16;
+}
+
+// Two chunks of one tensor may run at the same time: the same storage twice would race.
+void no_repeats(const List& ws) {
+  std::vector<const void*> at;
+  for (const auto& w : ws)
+    if (w.numel() > 0) at.push_back(w.const_data_ptr());
+  std::sort(at.begin(), at.end());
+  STD_TORCH_CHECK(std::adjacent_find(at.begin(), at.end()) == at.end(),
+                  "lowtide: ws lists the same tensor twice");
+}
+
+void spsa_replay_list(const List& ws, const std::vector<int64_t>& params,
+                      const std::vector<double>& scales, const std::vector<double>& thresholds,
+                      const std::vector<double>& floors, int64_t seed, int64_t dist,
+                      const Tensor& round_steps, const Tensor& decays, const Tensor& first,
+                      const Tensor& dir_steps, const Tensor& dir_slots, const Tensor& coeffs,
+                      const std::vector<int64_t>& offsets) {
+  const size_t n = ws.size();
+  STD_TORCH_CHECK(params.size() == n && scales.size() == n && thresholds.size() == n &&
+                      floors.size() == n && (offsets.empty() || offsets.size() == n),
+                  "lowtide: params, scales, thresholds, floors and offsets must list one element a "
+                  "tensor");
+  no_repeats(ws);
+  std::vector<spsa::ReplayTensor> list(n);
+  for (size_t i = 0; i < n; ++i) {
+    spsa::ReplayTensor& t = list[i];
+    t.n = ws[i].numel();
+    t.param = static_cast<uint32_t>(params[i]);
+    t.offset = offsets.empty() ? 0 : offsets[i];
+    t.type = master_type(ws[i]);
+    t.scale = to_float_rn(scales[i]);
+    t.threshold = to_float_rn(thresholds[i]);
+    t.floor = to_float_rn(floors[i]);
+    t.w = ws[i].mutable_data_ptr();
+  }
+  spsa::replay(list, schedule_of(seed, round_steps, decays, first, dir_steps, dir_slots, coeffs),
+               static_cast<random::Dist>(dist));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(lowtide, m) {
+  m.def(
+      "spsa_replay_list_(Tensor(a!)[] ws, int[] params, float[] scales, float[] thresholds, "
+      "float[] floors, int seed, int dist, Tensor round_steps, Tensor decays, Tensor first, Tensor "
+      "dir_steps, Tensor dir_slots, Tensor coeffs, int[] offsets=[]) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lowtide, CPU, m) {
+  m.impl("spsa_replay_list_", LT_BOX(&spsa_replay_list));
+}
+
+}  // namespace lowtide::torch_ops
