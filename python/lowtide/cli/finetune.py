@@ -62,8 +62,8 @@ def add_parser(commands: Any) -> None:
 
     group = parser.add_argument_group("method")
     option("method", "training method, one of those above", choices=sorted(METHODS), metavar="METHOD")
-    option("weights", "how linear weights are held while they train; int8: in groups of 256, updated with stochastic rounding "
-           "(auto: int8 for qgalore, else fp32)", choices=("auto", *WEIGHTS))  # fmt: skip
+    option("weights", "how linear weights are held while they train; int8: in groups of 256, updated with stochastic rounding; "
+           "int4: in groups of 64, qzo only (auto: int8 for qgalore, int4 for qzo, else fp32)", choices=("auto", *WEIGHTS))  # fmt: skip
     option("lr", "peak learning rate (default: the method's, above)", type=float, metavar="X")
     option("rank", "rank of low-rank methods", type=int, metavar="R")
     option(
@@ -80,9 +80,15 @@ def add_parser(commands: Any) -> None:
         nargs=2,
         metavar=("B1", "B2"),
     )
-    option("eps", "added to the root of the second moment (default: the method's)", type=float, metavar="X")
+    option(
+        "eps",
+        "added to the root of the second moment; mezo, qzo: how far the two probes lie (default: the method's)",
+        type=float,
+        metavar="X",
+    )
     option("weight_decay", "decoupled weight decay", type=float, metavar="X")
-    option("grad_clip", "clip the norm of all gradients together to X (default: no clipping); they wait for it, projected with --in-backward on",
+    option("grad_clip", "clip the norm of all gradients together to X (default: no clipping); they wait for it, projected with --in-backward on; "
+           "mezo, qzo: largest slope that counts",
            type=float, metavar="X")  # fmt: skip
     option("in_backward", "update each parameter, and free its gradient, within the backward pass (auto: as the method likes)",
            choices=("auto", "on", "off"))  # fmt: skip

@@ -21,6 +21,8 @@ examples:
   lowtide memory llama-1b --rank 512 --convention paper
   lowtide memory llama-7b --fit 16GB --batch 1 --seq 1024
 """
+# The planner counts gradients and states; zeroth-order methods have neither.
+_GRADIENT_METHODS = tuple(name for name, method in METHODS.items() if not method.zeroth_order)
 _KINDS = ("weights", "gradients", "states", "basis", "activations", "total")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 #: Exit code where no settings fit.
@@ -61,7 +63,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--method",
         metavar="METHOD",
-        help=f"count one method only: {', '.join(sorted(METHODS))}, or the name of any optimizer of lowtide.optim",
+        help=f"count one method only: {', '.join(sorted(_GRADIENT_METHODS))}, or the name of any optimizer of lowtide.optim",
     )
     parser.add_argument(
         "--rank", type=int, default=128, metavar="R", help="rank of low-rank methods (default 128)"
@@ -109,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.fit is not None:
         return _fit(arguments)
     reports = []
-    for method in [arguments.method] if arguments.method else METHODS:
+    for method in [arguments.method] if arguments.method else _GRADIENT_METHODS:
         freed = arguments.in_backward == "on"
         if arguments.in_backward == "auto" and method in METHODS:
             freed = METHODS[method].in_backward

@@ -38,7 +38,7 @@ class FinetuneConfig:
     `model` is a local directory that transformers loads as a causal language model, `data` a .txt, .md or .jsonl
     file, `out` the run's own directory. `lr`, `betas`, `eps`, `update_proj_gap` and `scale` of None and `weights="auto"` take the
     method's default. `rank`, `update_proj_gap` and `scale` matter to low-rank methods only; GaLore's `scale` (its alpha) is 4 and not
-    pre-training's 0.25 because embeddings and norms train at full rank with the same rate. `freeze` is a regular expression searched in parameter names: those
+    pre-training's 0.25 because embeddings and norms train at full rank with the same rate. With `mezo` and `qzo`, `eps` is the distance of the probes and `grad_clip` the largest slope that counts. `freeze` is a regular expression searched in parameter names: those
     parameters are not trained. `release_memory` makes malloc hand freed blocks back at once, for the whole process
     (glibc; 5 to 10 % of the time for a smaller resident set). Sizes count tokens (`seq_len`) and windows (`batch_size`).
     """
@@ -110,6 +110,7 @@ class FinetuneConfig:
             self._positive("eps", "1e-8 is AdamW's default")
             if not METHODS[self.method].eps:
                 raise ConfigError(f"eps does nothing for {self.method}, whose rule has none; leave it out")
+        self._check_zeroth_order()
         ok = _number(self.weight_decay) and self.weight_decay >= 0
         self._require(ok, "weight_decay", "a finite number >= 0", "0 is the default")
         if self.grad_clip is not None:
@@ -138,6 +139,24 @@ class FinetuneConfig:
         self._integer("keep", 1, "2 is the default")
         if self.threads is not None:
             self._integer("threads", 1, "leave it out for all cores")
+
+    def _check_zeroth_order(self) -> None:
+        method = METHODS[self.method]
+        if not method.zeroth_order:
+            if self.weights == "int4":
+                raise ConfigError(
+                    f"weights: int4 does not train with {self.method}; use int8, or --method qzo, which moves the scales of int4 weights"
+                )
+            return
+        if self.betas is not None:
+            raise ConfigError(f"betas do nothing for {self.method}, which keeps no moments; leave them out")
+        if self.in_backward == "on":
+            raise ConfigError(f"in_backward: {self.method} has no backward pass; leave it out")
+        packed = self.weight_store != "fp32"
+        self._require(
+            packed == (method.weights != "fp32"), "weights",
+            "int8 or int4 with qzo, fp32 with mezo", "leave it out for the method's default",
+        )  # fmt: skip
 
     @property
     def peak_lr(self) -> float:

@@ -16,7 +16,7 @@ from lowtide.train import checkpoint, loader, process, text
 from lowtide.train.batches import BatchOrder, Windows, split, validation_batches
 from lowtide.train.config import FinetuneConfig
 from lowtide.train.errors import CheckpointError, DivergedError, ModelError, first_line, out_of_memory
-from lowtide.train.methods import Updater, prepare_model, restore_model
+from lowtide.train.methods import METHODS, Updater, prepare_model, restore_model
 from lowtide.train.metrics import MetricsWriter, read_metrics, truncate_metrics
 from lowtide.train.plot import check_plot, plot_run
 from lowtide.train.progress import Progress
@@ -25,6 +25,7 @@ from lowtide.train.signals import StopSignals
 from lowtide.train.summary import summarize
 from lowtide.train.tokens import load_tokens, tokens_key
 from lowtide.train.workspace import Workspace, check_same_run
+from lowtide.train.zeroth_order import ZerothOrderUpdater
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +121,13 @@ class _Run:
         prepare_model(self.model, config)
         if config.gradient_checkpointing:
             loader.checkpoint_activations(self.model)
-        self.updater: Any = Updater(self.model, config)
+        method = METHODS[config.method]
+        self.zeroth_order = method.zeroth_order
+        self.updater: Any = (
+            ZerothOrderUpdater(self.model, config, method)
+            if method.zeroth_order
+            else Updater(self.model, config)
+        )
         self.step = 0
         self.ran = False
         self.last_saved: int | None = None
@@ -225,19 +232,13 @@ class _Run:
         )
         self.updater.set_lr(lr)
         torch.manual_seed(_step_seed(config.seed, step))
-        self.model.train()
-        loss = self._loss(self.order(step))
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DivergedError(
-                f"the loss is {value} at step {step + 1} and {self._kept()}; {self._gentler()}"
-            )
-        torch.autograd.backward(loss)
-        del loss
-        gradient_bytes = self.updater.gradient_bytes()
-        if config.grad_clip is not None:
-            self.updater.clip(config.grad_clip)
-        self.updater.step()
+        batch = self.order(step)
+        if self.zeroth_order:
+            self.model.eval()  # dropout would be noise in the slope
+            value, gradient_bytes = self.updater.minimize(lambda: self._loss(batch)), 0
+            self._check(value, step)
+        else:
+            value, gradient_bytes = self._first_order(batch, step)
         seconds = time.perf_counter() - begin
         return {
             "step": step + 1,
@@ -253,6 +254,28 @@ class _Run:
                 **self.updater.state_bytes(),
             },
         }
+
+    def _first_order(self, batch: np.ndarray[Any, np.dtype[np.int64]], step: int) -> tuple[float, int]:
+        """Loss, backward pass and update; returns the loss and the bytes of gradients."""
+        import torch
+
+        self.model.train()
+        loss = self._loss(batch)
+        value = float(loss.detach())
+        self._check(value, step)
+        torch.autograd.backward(loss)
+        del loss
+        gradient_bytes = self.updater.gradient_bytes()
+        if self.config.grad_clip is not None:
+            self.updater.clip(self.config.grad_clip)
+        self.updater.step()
+        return value, gradient_bytes
+
+    def _check(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss} at step {step + 1} and {self._kept()}; {self._gentler()}"
+            )
 
     def _loss(self, batch: np.ndarray[Any, np.dtype[np.int64]]) -> torch.Tensor:
         import torch

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One row of the table: `optimizer` names a class of `lowtide.optim`, `scale` is the default of low-rank groups."""
+    """One row of the table: `optimizer` names a class of `lowtide.optim`, or of `lowtide.spsa` where it is `zeroth_order`;
+    `scale` is the default of low-rank groups."""
 
     optimizer: str
     about: str
@@ -28,9 +29,10 @@ class Method:
     in_backward: bool = False
     scale: float = 4.0
     eps: bool = True  # whether the rule has an epsilon
+    zeroth_order: bool = False  # two evaluations of the loss a step, no gradients
 
 
-WEIGHTS = ("fp32", "int8")
+WEIGHTS = ("fp32", "int8", "int4")
 
 METHODS: Mapping[str, Method] = {
     "adamw": Method("AdamW", "AdamW with fp32 states (the reference)", lr=1e-4),
@@ -79,8 +81,10 @@ METHODS: Mapping[str, Method] = {
         "GradNormLoRP", "AdamW on row magnitudes, and on directions in a low-rank subspace",
         lr=1e-4, low_rank=True, in_backward=True,
     ),
+    "mezo": Method("MeZO", "the slope along a random direction, from two evaluations; no gradients", lr=1e-6, zeroth_order=True),
+    "qzo": Method("QZO", "MeZO on the group scales of INT4 weights", lr=1e-6, weights="int4", zeroth_order=True),
 }  # fmt: skip
-WEIGHT_GROUP = 256
+WEIGHT_GROUP = {"int8": 256, "int4": 64}
 
 
 def prepare_model(model: Any, config: FinetuneConfig) -> None:
@@ -101,7 +105,9 @@ def prepare_model(model: Any, config: FinetuneConfig) -> None:
         if isinstance(module, nn.Linear) and (module is head or not module.weight.requires_grad)
     ]
     check_linear(model, config.method)
-    lowtide.quant.quantize_model_(model, weights=config.weight_store, group=WEIGHT_GROUP, skip=dense)
+    lowtide.quant.quantize_model_(
+        model, weights=config.weight_store, group=WEIGHT_GROUP[config.weight_store], skip=dense
+    )
 
 
 def inner_weights(model: Any) -> list[str]:

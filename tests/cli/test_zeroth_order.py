@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs without gradients: mezo and qzo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from lowtide.train import ConfigError, DivergedError, FinetuneConfig, Finetuner
+
+from .helpers import numbers, records, settings, state
+
+#: Rates that move a tiny model within 60 steps.
+LR = {"mezo": 1e-3, "qzo": 10.0}  # of a scale, relative to its size
+
+
+def config(model: Path, data: Path, out: Path, method: str, **changes: Any) -> FinetuneConfig:
+    return FinetuneConfig(
+        **settings(model, data, out, **{"method": method, "lr": LR.get(method, 1e-3), **changes})
+    )
+
+
+@pytest.mark.parametrize("method", LR)
+def test_it_learns_without_gradients(method: str, model: Path, data: Path, tmp_path: Path) -> None:
+    summary = Finetuner(config(model, data, tmp_path / "run", method, steps=60)).run()
+    assert summary["val_loss_after"] < summary["val_loss_before"] - 0.02
+    counted = summary["bytes"]
+    assert counted["gradients"] == counted["states"] == counted["basis"] == 0
+    assert 0 < counted["probe"] < counted["weights"]
+    dense = Finetuner(config(tmp_path / "run" / "model", data, tmp_path / "again", "adamw", steps=1)).run()
+    assert dense["val_loss_before"] == pytest.approx(summary["val_loss_after"], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", LR)
+def test_crash_and_resume_equals_uninterrupted(method: str, model: Path, data: Path, tmp_path: Path) -> None:
+    Finetuner(config(model, data, tmp_path / "whole", method)).run()
+
+    class Crash(Exception): ...
+
+    def crash(record: dict[str, Any]) -> None:
+        if record["step"] == 5:
+            raise Crash
+
+    broken = config(model, data, tmp_path / "broken", method)
+    with pytest.raises(Crash):
+        Finetuner(broken, on_step=crash).run()
+    Finetuner(broken, resume=True).run()
+    assert state(tmp_path / "whole", 10) == state(tmp_path / "broken", 10)
+    assert numbers(tmp_path / "whole") == numbers(tmp_path / "broken")
+
+
+def test_a_run_that_diverges_says_so(model: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="smaller --lr"):
+        Finetuner(config(model, data, tmp_path / "run", "mezo", lr=1e9, eval_every=100, steps=20)).run()
+    assert all(r["step"] < 20 for r in records(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "mezo", "betas": (0.9, 0.99)}, "betas do nothing for mezo"),
+        ({"method": "qzo", "in_backward": "on"}, "qzo has no backward pass"),
+        (
+            {"method": "mezo", "weights": "int4"},
+            "weights: got 'int4', takes int8 or int4 with qzo, fp32 with mezo",
+        ),
+        ({"method": "qzo", "weights": "fp32"}, "weights: got 'fp32'"),
+        ({"method": "adamw", "weights": "int4"}, "int4 does not train with adamw"),
+    ],
+)
+def test_settings_that_do_not_go_together(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FinetuneConfig(**settings(tmp_path, tmp_path, tmp_path, **changes))
