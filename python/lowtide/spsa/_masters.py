@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
 
+from lowtide import ops
 from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.spsa import _reference
 from lowtide.spsa._elementwise import Elementwise
@@ -84,13 +85,25 @@ class Masters:
             address: (dir_step, dir_slot) of the direction.
         """
         step, slot = address
-        for out, i in zip(outs, ids, strict=True):
-            e = self.manifest.entries[i]
-            if self.elements is not None:
+        if self.elements is not None:
+            for out, i in zip(outs, ids, strict=True):
+                e = self.manifest.entries[i]
                 self.elements.perturb(out, self.tensors[i], e, eps * e.scale, step, slot)
-                continue
-            z = self._direction(e, step, slot)
-            _reference.perturb(out, self.tensors[i], float32(eps * e.scale), z, e.threshold)
+            return
+        dense = []
+        for k, i in enumerate(ids):
+            e = self.manifest.entries[i]
+            if self.low_rank(e):
+                z = self._direction(e, step, slot)
+                _reference.perturb(outs[k], self.tensors[i], float32(eps * e.scale), z, e.threshold)
+            else:
+                dense.append((k, i, e))
+        if dense:
+            ops.spsa_perturb_list(
+                [outs[k] for k, _, _ in dense], [self.tensors[i] for _, i, _ in dense],
+                [eps * e.scale for _, _, e in dense], self.seed, step, slot, [e.param for _, _, e in dense],
+                self.method.dist_id, [e.threshold for _, _, e in dense],
+            )  # fmt: skip
 
     def _direction(self, e: Entry, step: int, slot: int) -> Tensor:
         m = self.method
@@ -115,16 +128,42 @@ class Masters:
                 self._apply(list(entries), group, decay, updates)
 
     def _apply(self, entries: list[Entry], group: int, decays: bool, updates: Sequence[StepUpdate]) -> None:
+        steps = []
         for update in updates:
             decay, coeffs = update.of_group(group)
             decay = decay if decays else 1.0
-            for e in entries:
+            if coeffs or decay != 1.0:
+                steps.append((update, decay, coeffs))
+        dense = [e for e in entries if not self.low_rank(e)]
+        if dense and steps:
+            counts = [0, *accumulate(len(coeffs) for _, _, coeffs in steps)]
+            ops.spsa_replay_list_(
+                [self.tensors[e.param] for e in dense],
+                [e.param for e in dense],
+                [e.scale for e in dense],
+                [e.threshold for e in dense],
+                [e.floor for e in dense],
+                self.seed,
+                self.method.dist_id,
+                round_steps=torch.tensor([u.step for u, _, _ in steps], dtype=torch.int64),
+                decays=torch.tensor([d for _, d, _ in steps], dtype=torch.float32),
+                first=torch.tensor(counts, dtype=torch.int64),
+                dir_steps=torch.tensor(
+                    [s for u, _, _ in steps for s, _, _ in u.directions], dtype=torch.int64
+                ),
+                dir_slots=torch.tensor(
+                    [s for u, _, _ in steps for _, s, _ in u.directions], dtype=torch.int64
+                ),
+                coeffs=torch.tensor([c for _, _, coeffs in steps for c in coeffs], dtype=torch.float32),
+            )
+        for e in entries:
+            if not self.low_rank(e):
+                continue
+            for update, decay, coeffs in steps:
                 terms = [
                     (c, self._direction(e, step, slot))
                     for (step, slot, _), c in zip(update.directions, coeffs, strict=True)
                 ]
-                if not terms and decay == 1.0:
-                    continue
                 _reference.apply(
                     self.tensors[e.param], terms, scale=e.scale, threshold=e.threshold, floor=e.floor,
                     decay=decay, seed=self.seed, round_step=update.step, param=e.param,
@@ -134,7 +173,7 @@ class Masters:
 
     def tensor_digests(self) -> list[int]:
         """A 64-bit digest of each tensor's bits, of its elements and their places."""
-        return [_reference.digest(t) for t in self.tensors]
+        return [int(ops.spsa_digest(t)) & ((1 << 64) - 1) for t in self.tensors]
 
     def digest(self) -> bytes:
         """16 bytes that change with any bit of any tensor: BLAKE2b-128 over the tensors' digests."""
