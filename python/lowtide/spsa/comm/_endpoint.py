@@ -134,7 +134,7 @@ class Endpoint:
         except BaseException:
             writer.close()
             raise
-        self._start(self._carry(session, reader, writer, first))
+        self._enter(session, reader, writer, first)
         return session.peer, own
 
     def run(self, node: Node) -> None:
@@ -199,8 +199,8 @@ class Endpoint:
     async def _dial(self, dst: int, address: str) -> None:
         try:
             peer, _ = await self.connect(address)
-            if peer == dst:
-                link = self._links[dst]
+            link = self._links.get(dst)
+            if peer == dst and link is not None:
                 for payload in self._waiting.get(dst, []):
                     self._write(link, payload)
         except (OSError, FormatError, asyncio.TimeoutError, LowtideValueError):
@@ -229,7 +229,16 @@ class Endpoint:
             return
         finally:
             self._strangers -= 1
-        self._start(self._carry(session, reader, writer, first))
+        self._enter(session, reader, writer, first)
+
+    def _enter(
+        self, session: Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: list[bytes]
+    ) -> None:
+        """From now on this connection is the one that messages to its peer take."""
+        link = Link(session, writer)
+        self._links[session.peer] = link
+        self._open.add(link)
+        self._start(self._carry(link, reader, first))
 
     async def _shake(
         self, session: Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -250,12 +259,8 @@ class Endpoint:
             payloads += session.feed(data)
         return payloads
 
-    async def _carry(
-        self, session: Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: list[bytes]
-    ) -> None:
-        peer, link = session.peer, Link(session, writer)
-        self._links[peer] = link
-        self._open.add(link)
+    async def _carry(self, link: Link, reader: asyncio.StreamReader, first: list[bytes]) -> None:
+        peer, session = link.session.peer, link.session
         now = time.monotonic()
         frames = Bucket(self._limits.frames, 2 * self._limits.frames, now)
         volume = Bucket(self._limits.bytes, 2 * self._limits.bytes, now)
@@ -278,7 +283,7 @@ class Endpoint:
         finally:
             self._open.discard(link)
             with contextlib.suppress(OSError, RuntimeError):
-                writer.close()
+                link.writer.close()
             if self._links.get(peer) is link:
                 del self._links[peer]
                 self.drive(lambda node, now: node.lost(peer, now))

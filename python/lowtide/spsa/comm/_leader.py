@@ -55,6 +55,7 @@ class Leader:
         self._arrivals: deque[float] = deque(node.intervals, maxlen=_ARRIVALS)
         self._digests: dict[int, dict[int, bytes]] = {}
         self._agreed: dict[int, int] = {}
+        self._known: dict[int, int] = {}
 
     def begin(self, now: float) -> None:
         """Finish what was proposed before; then this node becomes the anchor."""
@@ -315,12 +316,19 @@ class Leader:
     def beat(self, src: int, m: Beat, now: float) -> None:
         """A follower answers: what it lost on the way is sent again."""
         node = self.node
+        self._known[src] = max(m.index, self._known.get(src, 0))
         if m.leader == node.me.node:
             self.gone.pop(src, None)
         if m.index < node.index and node.history is not None and node.history.first <= m.step <= node.step:
             self._state(src, m.step)
         elif node.pending and m.index == node.index and src not in self._acks:
             node.send(src, node.pending)
+
+    @property
+    def heeded(self) -> bool:
+        """Whether all living members are known to have everything that was decided."""
+        others = (m.node for m in self.node.config.members if m.node != self.node.me.node)
+        return all(n in self.gone or self._known.get(n, -1) >= self.node.index for n in others)
 
     def digest(self, src: int, m: DigestReport, now: float) -> None:
         """Compare digests: what most workers have is right; without a majority nobody is."""

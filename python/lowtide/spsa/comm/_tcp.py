@@ -62,6 +62,11 @@ class _Runner:
         return [m.name for m in self._node.config.members] if self._node else []
 
     @property
+    def address(self) -> str:
+        """``host:port`` under which others reach this node: a newcomer may ask any of them."""
+        return self._node.me.address if self._node else ""
+
+    @property
     def leader(self) -> str:
         """Name of the member that orders commits; empty while there is none."""
         node = self._node
@@ -82,6 +87,7 @@ class _Runner:
         """Close all connections and end the thread."""
         if self._closed:
             return
+        self._linger()
         self._closed = True
         self._notify()
         try:
@@ -91,6 +97,16 @@ class _Runner:
             self._thread.join(10.0)
             if not self._thread.is_alive():
                 self._loop.close()
+
+    def _linger(self) -> None:
+        """A leader stays until the others have what it decided, so that a run's last step reaches all of them."""
+        node = self._node
+        if node is None:
+            return
+        end = time.monotonic() + 3 * node.settings.beat
+        with self._changed:
+            while (lead := node.lead) and not lead.heeded and time.monotonic() < end:
+                self._changed.wait(0.05)
 
     def __enter__(self) -> Any:
         return self
@@ -269,8 +285,8 @@ class Sequencer(_Runner):
         name: what it is called.
         settings: times of the protocol. limits: what a peer may send.
 
-    Attributes:
-        address: ``host:port`` where it listens.
+    Raises:
+        LowtideValueError: a bad argument. CommError: the port cannot be listened on.
     """
 
     def __init__(
@@ -286,17 +302,16 @@ class Sequencer(_Runner):
             raise LowtideValueError(f"copies must be in [0, 256), got {copies!r}")
         super().__init__(key, limits)
         try:
-            self.address = self._await(self._begin(host, port, advertise, name, slots, copies, settings))
+            self._await(self._begin(host, port, advertise, name, slots, copies, settings))
         except OSError as error:
             self.close()
             raise CommError(f"bind: {bind} cannot be listened on: {error}") from None
 
     async def _begin(
         self, host: str, port: int, advertise: str | None, name: str, slots: int, copies: int, settings: Settings | None
-    ) -> str:  # fmt: skip
+    ) -> None:  # fmt: skip
         address = join_address(*await self._endpoint.listen(host, port))
         me = Member(self._number, name, 0, advertise or address)
         config = Config((me,), me.node, slots, copies)
         self._node = Node(me, settings or Settings(), time.monotonic(), config=config)
         self._endpoint.run(self._node)
-        return address
