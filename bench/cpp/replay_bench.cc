@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "roofline.h"
+#include "schedule_arrays.h"
 
 namespace lowtide {
 namespace {
@@ -14,35 +15,10 @@ namespace {
 using random::Dist;
 using spsa::FloatType;
 
-struct Arrays {
-  std::vector<int64_t> round_steps, first = {0}, dir_steps, dir_slots;
-  std::vector<float> decays, coeffs;
-
-  Arrays(int64_t steps, int64_t directions) {
-    for (int64_t k = 0; k < steps; ++k) {
-      round_steps.push_back(k), decays.push_back(1.0f);
-      for (int64_t j = 0; j < directions; ++j)
-        dir_steps.push_back(k), dir_slots.push_back(j), coeffs.push_back(1e-6f);
-      first.push_back(static_cast<int64_t>(coeffs.size()));
-    }
-  }
-  spsa::Schedule schedule() const {
-    return {1,
-            static_cast<int64_t>(decays.size()),
-            round_steps.data(),
-            decays.data(),
-            first.data(),
-            static_cast<int64_t>(coeffs.size()),
-            dir_steps.data(),
-            dir_slots.data(),
-            coeffs.data()};
-  }
-};
-
 template <Dist dist, FloatType dtype, int kSteps, int kDirections>
 void replay(benchmark::State& state) {
   const int64_t n = state.range(0);
-  const Arrays run(kSteps, kDirections);
+  const bench::ScheduleArrays run(kSteps, kDirections);
   bench::Aligned<float> x(static_cast<size_t>(n), 0.0f);
   const auto tensor = [&](void* w, int64_t count) {
     spsa::ReplayTensor t;

@@ -4,6 +4,7 @@
 #include "bindings.h"
 #include "spsa/digest.h"
 #include "spsa/replay.h"
+#include "spsa/replay_codes.h"
 
 namespace lowtide::bind {
 namespace {
@@ -61,6 +62,35 @@ void bind_spsa(py::module_& m) {
       py::arg("decays").noconvert(), py::arg("first").noconvert(), py::arg("dir_steps").noconvert(),
       py::arg("dir_slots").noconvert(), py::arg("coeffs").noconvert(), py::arg("offset"),
       "Takes w through the steps of a schedule, in place.");
+  m.def(
+      "spsa_replay_codes",
+      [](Array<uint8_t> codes, const Array<float>& scale, const std::optional<Array<uint8_t>>& zero,
+         int64_t cols, int bits, int64_t group, uint32_t param, double layer_scale, uint64_t seed,
+         int dist, const Array<int64_t>& round_steps, const Array<float>& decays,
+         const Array<int64_t>& first, const Array<int64_t>& dir_steps,
+         const Array<int64_t>& dir_slots, const Array<float>& coeffs, int64_t offset) {
+        require(scale.ndim() == 2, "replay_codes: scale must have shape (rows, groups)");
+        const quant::GroupShape s{scale.shape(0), cols, group, bits};
+        quant::check_shape(s);
+        const int64_t groups = s.rows * quant::groups_per_row(s);
+        require(codes.size() == s.rows * quant::row_bytes(s) && scale.size() == groups &&
+                    (!zero || zero->size() == groups),
+                "replay_codes: codes, scale and zero do not fit cols, bits and group");
+        spsa::CodesTensor t;
+        t.w = {out(codes), const_cast<float*>(scale.data()),
+               zero ? const_cast<uint8_t*>(zero->data()) : nullptr, s};
+        t.param = param, t.offset = offset, t.scale = to_float_rn(layer_scale);
+        const auto schedule =
+            schedule_of(seed, round_steps, decays, first, dir_steps, dir_slots, coeffs);
+        py::gil_scoped_release nogil;
+        spsa::replay_codes({t}, schedule, static_cast<random::Dist>(dist));
+      },
+      py::arg("codes").noconvert(), py::arg("scale").noconvert(), py::arg("zero").noconvert(),
+      py::arg("cols"), py::arg("bits"), py::arg("group"), py::arg("param"), py::arg("layer_scale"),
+      py::arg("seed"), py::arg("dist"), py::arg("round_steps").noconvert(),
+      py::arg("decays").noconvert(), py::arg("first").noconvert(), py::arg("dir_steps").noconvert(),
+      py::arg("dir_slots").noconvert(), py::arg("coeffs").noconvert(), py::arg("offset"),
+      "Takes the codes of a group-quantized matrix through the steps of a schedule, in place.");
 }
 
 }  // namespace lowtide::bind

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The list form only: a step of a model is one call. Everything is checked before anything is
-// changed.
+// A step of a model is one call, of its codes one call a matrix. Everything is checked before
+// anything is changed.
 #include <algorithm>
 
 #include "base/fpenv.h"
 #include "spsa/replay.h"
+#include "spsa/replay_codes.h"
 #include "torch/spsa_schedule.h"
 
 namespace lowtide::torch_ops {
@@ -61,6 +62,28 @@ void spsa_replay_list(const List& ws, const std::vector<int64_t>& params,
                static_cast<random::Dist>(dist));
 }
 
+void spsa_replay_codes(const Tensor& codes, const Tensor& scale, const std::optional<Tensor>& zero,
+                       int64_t cols, int64_t bits, int64_t group, int64_t param, double layer_scale,
+                       int64_t seed, int64_t dist, const Tensor& round_steps, const Tensor& decays,
+                       const Tensor& first, const Tensor& dir_steps, const Tensor& dir_slots,
+                       const Tensor& coeffs, int64_t offset) {
+  STD_TORCH_CHECK(scale.dim() == 2, "lowtide: scale must have shape (rows, groups)");
+  STD_TORCH_CHECK(bits == 8 || bits == 4, "lowtide: bits must be 8 or 4, got ", bits);
+  const quant::GroupShape s{scale.size(0), cols, group, static_cast<int>(bits)};
+  quant::check_shape(s);
+  const int64_t groups = s.rows * quant::groups_per_row(s);
+  STD_TORCH_CHECK(codes.numel() == s.rows * quant::row_bytes(s) && scale.numel() == groups &&
+                      (!zero.has_value() || zero->numel() == groups),
+                  "lowtide: codes, scale and zero do not fit cols, bits and group");
+  spsa::CodesTensor t;
+  t.w = {u8(codes, "codes"), const_cast<float*>(const_f32(scale, "scale")),
+         zero.has_value() ? const_cast<uint8_t*>(const_u8(*zero, "zero")) : nullptr, s};
+  t.param = static_cast<uint32_t>(param), t.offset = offset, t.scale = to_float_rn(layer_scale);
+  spsa::replay_codes({t},
+                     schedule_of(seed, round_steps, decays, first, dir_steps, dir_slots, coeffs),
+                     static_cast<random::Dist>(dist));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lowtide, m) {
@@ -68,10 +91,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lowtide, m) {
       "spsa_replay_list_(Tensor(a!)[] ws, int[] params, float[] scales, float[] thresholds, "
       "float[] floors, int seed, int dist, Tensor round_steps, Tensor decays, Tensor first, Tensor "
       "dir_steps, Tensor dir_slots, Tensor coeffs, int[] offsets=[]) -> ()");
+  m.def(
+      "spsa_replay_codes_(Tensor(a!) codes, Tensor scale, Tensor? zero, int cols, int bits, int "
+      "group, int param, float layer_scale, int seed, int dist, Tensor round_steps, Tensor decays, "
+      "Tensor first, Tensor dir_steps, Tensor dir_slots, Tensor coeffs, int offset=0) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lowtide, CPU, m) {
   m.impl("spsa_replay_list_", LT_BOX(&spsa_replay_list));
+  m.impl("spsa_replay_codes_", LT_BOX(&spsa_replay_codes));
 }
 
 }  // namespace lowtide::torch_ops

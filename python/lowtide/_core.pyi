@@ -47,6 +47,7 @@ __all__: list[str] = [
     "spsa_digest",
     "spsa_perturb",
     "spsa_replay",
+    "spsa_replay_codes",
 ]
 
 def active_isa() -> str: ...
@@ -357,4 +358,27 @@ def spsa_replay(
 ) -> None:
     """
     Takes w through the steps of a schedule, in place.
+    """
+
+def spsa_replay_codes(
+    codes: numpy.typing.NDArray[numpy.uint8],
+    scale: numpy.typing.NDArray[numpy.float32],
+    zero: numpy.typing.NDArray[numpy.uint8] | None,
+    cols: int,
+    bits: int,
+    group: int,
+    param: int,
+    layer_scale: float,
+    seed: int,
+    dist: int,
+    round_steps: numpy.typing.NDArray[numpy.int64],
+    decays: numpy.typing.NDArray[numpy.float32],
+    first: numpy.typing.NDArray[numpy.int64],
+    dir_steps: numpy.typing.NDArray[numpy.int64],
+    dir_slots: numpy.typing.NDArray[numpy.int64],
+    coeffs: numpy.typing.NDArray[numpy.float32],
+    offset: int,
+) -> None:
+    """
+    Takes the codes of a group-quantized matrix through the steps of a schedule, in place.
     """

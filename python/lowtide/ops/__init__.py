@@ -66,7 +66,7 @@ from lowtide.ops.quant import (  # noqa: E402
 from lowtide.ops.random import random_add_, random_add_list_, random_dot, random_sample  # noqa: E402
 from lowtide.ops.spsa_digest import spsa_digest  # noqa: E402
 from lowtide.ops.spsa_perturb import spsa_perturb, spsa_perturb_list, spsa_perturb_pair  # noqa: E402
-from lowtide.ops.spsa_replay import spsa_replay_list_  # noqa: E402
+from lowtide.ops.spsa_replay import spsa_replay_codes_, spsa_replay_list_  # noqa: E402
 
 __all__ = [
     "Packed",
@@ -111,5 +111,6 @@ __all__ = [
     "spsa_perturb",
     "spsa_perturb_list",
     "spsa_perturb_pair",
+    "spsa_replay_codes_",
     "spsa_replay_list_",
 ]

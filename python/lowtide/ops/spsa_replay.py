@@ -12,6 +12,7 @@ from torch import Tensor
 from lowtide._arrays import check_uint
 from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.ops._common import check_mutable, mutated
+from lowtide.ops.quant import _check_packed
 
 _op = torch.ops.lowtide
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -130,6 +131,60 @@ def spsa_replay_list_(
     check_mutable(ws, "ws")
     _op.spsa_replay_list_(list(ws), ids, *numbers, seed, dist, *schedule, starts)
     mutated(*ws)
+
+
+def spsa_replay_codes_(
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    cols: int,
+    bits: int,
+    group: int,
+    param: int,
+    layer_scale: float,
+    seed: int,
+    dist: int,
+    round_steps: Tensor,
+    decays: Tensor,
+    first: Tensor,
+    dir_steps: Tensor,
+    dir_slots: Tensor,
+    coeffs: Tensor,
+    offset: int = 0,
+) -> None:
+    """Take INT8 or INT4 weights through T steps in one read and one write of their codes (QuZO, arXiv 2502.12346).
+
+    Scales and zero points stay. With acc as in :func:`spsa_replay_list_`, for each element and step::
+
+        steps = (code - zero) * (decays[k] - 1) + acc * (1 / scale)
+        code = clamp(code + stochastic_round(steps))
+
+    Rounding takes 24 bits of a word of its own for each element (role weight_sr), for updates are a small part of a step. Codes
+    saturate at the ends of their range; a group with scale 0 stays as it is.
+
+    Args:
+        codes: uint8 (rows, bytes of a row), changed in place. scale: float32 (rows, groups). zero: uint8 (rows, groups),
+            or None for the symmetric scheme. Laid out as :class:`lowtide.quant.Quantized`.
+        cols: columns of the matrix. bits: 8 or 4. group: columns that share a scale.
+        param: id of the tensor in the manifest. layer_scale: factor of its directions.
+        seed, dist, round_steps, decays, first, dir_steps, dir_slots, coeffs: as :func:`spsa_replay_list_`.
+        offset: for shards of whole rows: the global index of element [0, 0].
+
+    Raises:
+        LowtideValueError, LowtideTypeError: an argument that does not fit, named; nothing was changed.
+    """
+    _check_packed(codes, scale, zero, cols, bits, group)
+    schedule = check_schedule((round_steps, decays, first, dir_steps, dir_slots, coeffs), seed, dist)
+    (factor,) = per_tensor([layer_scale], "layer_scale", 1)
+    address = check_uint(param, "param", 32), check_uint(offset, "offset", 62)
+    _op.spsa_replay_codes_(
+        codes, scale, zero, cols, bits, group, address[0], factor, seed, dist, *schedule, address[1]
+    )
+    mutated(codes)
+
+
+@torch.library.register_fake("lowtide::spsa_replay_codes_")
+def _(codes: Tensor, *_: object) -> None: ...
 
 
 @torch.library.register_fake("lowtide::spsa_replay_list_")
