@@ -4,6 +4,7 @@ weights, and those are what each one's log replays to."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -122,3 +123,12 @@ def test_four_workers_make_the_trajectory_of_one_machine_with_four_directions(tm
             run.start(worker)
         run.finish()
         assert {c.done for c in run.workers()} == {(steps, digest)}
+
+
+@pytest.mark.slow
+def test_the_example_ends_with_equal_weights() -> None:
+    example = Path(__file__).parents[3] / "examples" / "one_byte.py"
+    command = [sys.executable, str(example), "--steps", "90"]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    assert "kill -9 sequencer" in out
+    assert "the same weights, bit for bit" in out

@@ -6,6 +6,7 @@ from __future__ import annotations
 from lowtide.spsa.comm._endpoint import Limits, Traffic
 from lowtide.spsa.comm._node import Settings
 from lowtide.spsa.comm._protocol import Comm, CommError, DivergedError, Hello, Joined, Local
+from lowtide.spsa.comm._store import Store
 from lowtide.spsa.comm._tcp import TCP, Sequencer
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "Local",
     "Sequencer",
     "Settings",
+    "Store",
     "Traffic",
 ]
