@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lowtide.spsa import Entry, Manifest, Masters, Method, StepUpdate, _reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPES = ((), (0,), (1,), (63,), (5, 13), (130, 7), (3, 1025))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

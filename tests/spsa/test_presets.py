@@ -16,6 +16,8 @@ import lowtide as lt
 from lowtide import spsa
 from lowtide.spsa import Commit
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 X = torch.linspace(-2, 2, 64 * 32).reshape(64, 32).sin()
 Y = (X[:, :1] * X[:, 1:2]).tanh()
 

@@ -16,6 +16,8 @@ from torch.nn.utils.parametrize import register_parametrization
 import lowtide as lt
 from lowtide.spsa import SPSA
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EPS = 0.125
 
 
@@ -158,6 +160,42 @@ def test_probes_run_at_the_perturbed_weights_and_leave_the_masters(
     assert all(torch.equal(a, b) for a, b in zip(seen[-2:], want, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(before, bits(model), strict=True))
     assert storage == [p.data_ptr() for p in model.parameters()]
+
+
+def test_only_the_rows_that_are_looked_up_are_perturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(500, 6), nn.Linear(6, 500, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.embed(x))
+
+    model, x = Model(), torch.tensor([[3, 499, 3, 0, 77]])
+    opt = SPSA(model.named_parameters(), eps=EPS, seed=5, module=model)
+    seen: list[Tensor] = []
+
+    def closure() -> Tensor:
+        seen.append(model(x))
+        return seen[-1].square().mean()
+
+    opt.masters.apply = lambda updates: None  # type: ignore[method-assign]
+    opt.step(closure)
+    rows: list[list[int]] = []
+    perturb_rows = opt.masters.perturb_rows
+    monkeypatch.setattr(
+        opt.masters, "perturb_rows", lambda *a: (rows.append(list(a[2])), perturb_rows(*a))[1]
+    )
+    with torch.no_grad():
+        want = [perturbed(model, opt, s)(x) for s in (1.0, -1.0)]
+    opt.step(closure)
+    assert rows == [[0, 3, 77, 499]] * 2
+    assert all(torch.equal(a, b) for a, b in zip(seen[-2:], want, strict=True))
+    handle = model.embed.register_forward_hook(lambda *_: None)  # it could read the whole table
+    opt.step(closure)
+    handle.remove()
+    assert len(rows) == 2
 
 
 def test_scratch_takes_the_memory_of_the_largest_module() -> None:

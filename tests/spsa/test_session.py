@@ -16,6 +16,8 @@ from lowtide import spsa
 from lowtide.spsa import SPSA, Commit
 from lowtide.spsa.comm import Hello, Joined
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 X = torch.linspace(-2, 2, 64 * 8).reshape(64, 8).sin()
 Y = (X[:, :1] * X[:, 1:2]).tanh()
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 import lowtide as lt
 from lowtide.spsa import SPSA, Commit, Hyper, Manifest, Method, SeedWindow
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 X = torch.linspace(-2, 2, 64 * 8).reshape(64, 8).sin()
 Y = (X[:, :1] * X[:, 1:2]).tanh()
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
+from lowtide.spsa._masters import Address
 from lowtide.spsa._method import Method
-from lowtide.spsa._probes import Address, Probe
+from lowtide.spsa._probes import Probe
 
 #: What a closure returned, as per-sample losses in double; one number counts as one sample.
 Losses = Tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, groupby
 
 import torch
@@ -18,6 +19,8 @@ from lowtide.spsa._manifest import Entry, Manifest
 from lowtide.spsa._method import Method
 from lowtide.spsa._schedule import StepUpdate, float32
 
+#: (dir_step, dir_slot) of a direction in the random streams.
+Address = tuple[int, int]
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -32,6 +35,16 @@ def check_master(name: str, t: Tensor) -> None:
             f"params: {name} must be contiguous (its elements are addressed in C order), got strides {t.stride()}; "
             "make it so with p.data = p.data.contiguous()"
         )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Arguments of a probe that stay the same from step to step: places among the outputs, and one value for each."""
+
+    places: list[int]
+    ids: list[int]
+    scales: list[float]
+    thresholds: list[float]
 
 
 class Masters:
@@ -62,10 +75,18 @@ class Masters:
                 )
             check_master(e.name, t)
             self.tensors.append(t.detach())
+        self._plans: dict[tuple[int, ...], _Plan] = {}
         #: State of methods that keep a number for each weight.
         self.elements: Elementwise | None = None
         if self.method.kind != "plain":
             self.elements = Elementwise(self.tensors, manifest, seed, self.method)
+
+    def take(self, manifest: Manifest) -> None:
+        """Go on under a manifest of the same tensors with other scales and thresholds: those of a saved run."""
+        self.manifest = manifest
+        self._plans.clear()
+        if self.elements is not None:
+            self.elements.manifest = manifest
 
     # ------------------------------------------------------------------ probes
 
@@ -73,9 +94,7 @@ class Masters:
         """Whether LOZO's factors, and not a dense direction, move this tensor."""
         return self.method.rank > 0 and len(e.shape) >= 2
 
-    def perturb(
-        self, outs: Sequence[Tensor], ids: Sequence[int], eps: float, address: tuple[int, int]
-    ) -> None:
+    def perturb(self, outs: Sequence[Tensor], ids: Sequence[int], eps: float, address: Address) -> None:
         """outs[i] = master + eps s z of the tensors ``ids``.
 
         Args:
@@ -90,20 +109,48 @@ class Masters:
                 e = self.manifest.entries[i]
                 self.elements.perturb(out, self.tensors[i], e, eps * e.scale, step, slot)
             return
-        dense = []
-        for k, i in enumerate(ids):
+        which = tuple(ids)
+        for out, i in zip(outs, which, strict=True):
             e = self.manifest.entries[i]
             if self.low_rank(e):
                 z = self._direction(e, step, slot)
-                _reference.perturb(outs[k], self.tensors[i], float32(eps * e.scale), z, e.threshold)
-            else:
-                dense.append((k, i, e))
-        if dense:
-            ops.spsa_perturb_list(
-                [outs[k] for k, _, _ in dense], [self.tensors[i] for _, i, _ in dense],
-                [eps * e.scale for _, _, e in dense], self.seed, step, slot, [e.param for _, _, e in dense],
-                self.method.dist_id, [e.threshold for _, _, e in dense],
-            )  # fmt: skip
+                _reference.perturb(out, self.tensors[i], float32(eps * e.scale), z, e.threshold)
+        plan = self._plans.get(which)
+        if plan is None:
+            plan = self._plans[which] = self._plan(which)
+        if not plan.places:
+            return
+        targets = outs if len(plan.places) == len(which) else [outs[k] for k in plan.places]
+        ops.spsa_perturb_list(
+            targets, [self.tensors[i] for i in plan.ids], [eps * s for s in plan.scales], self.seed, step, slot,
+            plan.ids, self.method.dist_id, plan.thresholds,
+        )  # fmt: skip
+
+    def _plan(self, which: Sequence[int]) -> _Plan:
+        entries = [self.manifest.entries[i] for i in which]
+        dense = [(k, e) for k, e in enumerate(entries) if not self.low_rank(e)]
+        return _Plan(
+            [k for k, _ in dense],
+            [e.param for _, e in dense],
+            [e.scale for _, e in dense],
+            [e.threshold for _, e in dense],
+        )
+
+    def perturb_rows(self, out: Tensor, i: int, rows: Sequence[int], eps: float, address: Address) -> bool:
+        """:meth:`perturb` of some rows of one matrix, the others of ``out`` stay as they are.
+
+        Returns:
+            False where the method has to perturb whole tensors; nothing was done.
+        """
+        e, w = self.manifest.entries[i], self.tensors[i]
+        if self.elements is not None or self.low_rank(e):
+            return False
+        n = len(rows)
+        ops.spsa_perturb_list(
+            [out[r] for r in rows], [w[r] for r in rows], [eps * e.scale] * n, self.seed, *address, [e.param] * n,
+            self.method.dist_id, [e.threshold] * n, [r * w.shape[1] for r in rows],
+        )  # fmt: skip
+        return True
 
     def _direction(self, e: Entry, step: int, slot: int) -> Tensor:
         m = self.method

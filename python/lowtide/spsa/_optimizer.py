@@ -411,6 +411,5 @@ class SPSA(Optimizer):
         self.schedule.load_state_dict(own["schedule"])
         self.t, self.skipped = int(own["step"]), int(own["skipped"])
         # Thresholds and scales were measured when the run began.
-        self.manifest = self.masters.manifest = saved
-        if self.masters.elements is not None:
-            self.masters.elements.manifest = saved
+        self.manifest = saved
+        self.masters.take(saved)

@@ -17,11 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lowtide.errors import LowtideRuntimeError, LowtideValueError
-from lowtide.spsa._masters import Masters
-from lowtide.spsa._probes import Address, Probe
+from lowtide.spsa._masters import Address, Masters
+from lowtide.spsa._probes import Probe
 
 T = TypeVar("T")
 _ALIGN = 64
+#: Rows of an embedding that are perturbed one by one, at most.
+_ROWS = 2048
 
 
 class _Arena:
@@ -187,7 +189,8 @@ class ScratchProbe(Probe):
         try:
             if ids:
                 views = [self._arena.take(i, self.home[i]) for i in ids]
-                self.masters.perturb(views, ids, self._eps, self._address)
+                if not self._looked_up(module, args, ids, views):
+                    self.masters.perturb(views, ids, self._eps, self._address)
                 for i, view in zip(ids, views, strict=True):
                     self.live[i].data = view
                 self._swapped.update(ids)
@@ -195,6 +198,23 @@ class ScratchProbe(Probe):
         finally:
             self.busy = False
         self._frames.append((module, ids, mark))
+
+    def _looked_up(self, module: nn.Module, args: Any, ids: list[int], views: list[Tensor]) -> bool:
+        """A lookup reads a few rows of a large table: only these are perturbed, if nobody else can see the others."""
+        if (
+            type(module) is not nn.Embedding
+            or not self._known
+            or module.max_norm is not None
+            or len(ids) != 1
+            or len(module._forward_hooks) + len(module._forward_pre_hooks) != 2
+            or len(args) != 1
+            or not isinstance(args[0], Tensor)
+        ):
+            return False
+        rows = torch.unique(args[0]).tolist()
+        if len(rows) > min(_ROWS, module.num_embeddings // 8) or (rows and rows[0] < 0):
+            return False
+        return self.masters.perturb_rows(views[0], ids[0], rows, self._eps, self._address)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         if not self._active or not self._frames or self._frames[-1][0] is not module:

@@ -11,11 +11,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from lowtide.spsa._masters import Masters
+from lowtide.spsa._masters import Address, Masters
 
 T = TypeVar("T")
-#: (dir_step, dir_slot) of a direction in the random streams.
-Address = tuple[int, int]
 
 
 class Probe(ABC):
