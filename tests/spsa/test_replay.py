@@ -89,6 +89,19 @@ def test_replay_is_the_live_run_bit_for_bit(tmp_path, dtype, options, monkeypatc
     assert all(torch.equal(p, s) for p, s in zip(part.parameters(), states[23], strict=True))
 
 
+@pytest.mark.parametrize("name", ["MeZO", "FZOO", "SparseMeZO", "LOZO", "HiZOO", "ConMeZO", "FedKSeed"])
+def test_named_methods_replay(tmp_path, name):
+    live, again = make(), make()
+    opt = getattr(lt.spsa, name)(
+        live.named_parameters(), lr=1e-2, module=live, log=tmp_path / "a.ltlog", seed=3
+    )
+    for _ in range(20):
+        opt.step(closure_of(live))
+    opt.close()
+    assert lt.spsa.replay(again, tmp_path / "a.ltlog").step == 20
+    assert equal(live, again)
+
+
 def test_masters_apart(tmp_path):
     """float32 masters beside a bfloat16 model."""
     live, again = make(torch.bfloat16), make(torch.bfloat16)
@@ -197,6 +210,28 @@ class TestContinue:
         fresh = make()
         lt.spsa.replay(fresh, path)
         assert equal(fresh, whole)
+
+    @pytest.mark.parametrize("name", ["HiZOO", "ConMeZO", "FedKSeed"])
+    def test_methods_with_states_catch_up(self, tmp_path, name):
+        def start(model):
+            return getattr(lt.spsa, name)(
+                model.named_parameters(), 1e-2, module=model, log=tmp_path / "a.ltlog"
+            )
+
+        model, again = make(), make()
+        opt = start(model)
+        for _ in range(12):
+            opt.step(closure_of(model))
+        opt.close()
+        other = start(again)
+        assert other.catch_up() == 12
+        assert equal(model, again)
+        if name == "FedKSeed":
+            assert (other.accumulators == opt.accumulators).all()
+        opt.run_log = None
+        for o, m in ((opt, model), (other, again)):
+            o.step(closure_of(m))
+        assert equal(model, again)
 
     def test_from_a_checkpoint_older_than_the_log(self, tmp_path):
         path = tmp_path / "a.ltlog"

@@ -88,14 +88,20 @@ class LogWriter:
 
     @classmethod
     def resume(
-        cls, path: str | Path, header: Header | None = None, *, batch: int = 256, fsync: str = "batch"
+        cls,
+        path: str | Path,
+        header: Header | None = None,
+        *,
+        batch: int = 256,
+        fsync: str = "batch",
+        damage: str = "error",
     ) -> LogWriter:
         """Continue a log at its last good frame.
 
         Args:
             path: an existing log. What follows its last good frame is moved to ``PATH.cut-OFFSET``, and said.
             header: what the log must be of; None takes the log's.
-            batch, fsync: as above.
+            batch, fsync: as above. damage: as of :class:`LogReader`; ``"cut"`` gives up what follows damage in the middle.
 
         Raises:
             LogError: damage in the middle, another run, or another writer.
@@ -106,7 +112,7 @@ class LogWriter:
             log._fd, log._tail_fd = fd, -1
             log.path = Path(path)
             log._lock()  # before reading: the other writer may be in the middle of a frame
-            reader = LogReader(path)
+            reader = LogReader(path, damage=damage)
             log._configure(path, reader.header, batch, fsync)
             if header is not None:
                 check_same_run(log.path, reader.header, header)

@@ -338,6 +338,9 @@ class SPSA(Optimizer):
 
     # ------------------------------------------------------------------ state
 
+    def account(self, slopes: tuple[tuple[int, float], ...], update: StepUpdate) -> None:
+        """Told the (slot, value) and the update of every step that :meth:`catch_up` applied; for subclasses that count."""
+
     def catch_up(self) -> int:
         """Apply the steps that the log has beyond the optimizer's own: after a crash, from the base weights or an older state.
 

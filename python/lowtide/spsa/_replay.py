@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from lowtide.spsa._log import LogError, LogReader
 from lowtide.spsa._masters import FLOATS, Masters
 from lowtide.spsa._schedule import Schedule, StepUpdate
 
+#: (slot, value) of a step's contributions.
+Slopes: TypeAlias = "tuple[tuple[int, float], ...]"
 #: Directions in one call of the kernel: what a call costs beside its work is then nothing.
 _CHUNK = 1 << 14
 
@@ -116,8 +118,11 @@ def advance(
     *,
     verify: bool = True,
     progress: str = "off",
+    account: Callable[[Slopes, StepUpdate], None] | None = None,
 ) -> int:
     """Apply the log's steps ``start`` .. ``stop`` - 1 to ``masters`` and ``schedule``, which are before ``start``.
+
+    ``account`` is told the decoded slopes and the update of each step.
 
     Returns:
         Number of digests that were compared.
@@ -146,7 +151,10 @@ def advance(
                 raise LogError(
                     f"{reader.path}: step {t} counts codes that came late, which this version cannot replay: update lowtide"
                 )
+            slopes = schedule.decode(step.commit) if account else ()
             chunk.append(schedule.update(step.commit, step.hyper))
+            if account:
+                account(slopes, chunk[-1])
             directions += len(chunk[-1].directions)
             checked = t + 1 in digests and t + 1 <= stop
             if directions >= _CHUNK or checked:

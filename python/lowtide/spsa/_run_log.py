@@ -12,12 +12,13 @@ from lowtide.errors import LowtideTypeError
 from lowtide.spsa._header import Header
 from lowtide.spsa._log import LogError, LogReader
 from lowtide.spsa._log_writer import LogWriter, check_same_run
-from lowtide.spsa._replay import advance
+from lowtide.spsa._replay import Slopes, advance
 
 if TYPE_CHECKING:
     from lowtide.spsa._commit import Commit
     from lowtide.spsa._method import Hyper
     from lowtide.spsa._optimizer import SPSA
+    from lowtide.spsa._schedule import StepUpdate
 
 #: Steps between two digests of the weights.
 DIGEST_EVERY = 1000
@@ -95,20 +96,38 @@ class RunLog:
                 raise LogError(
                     f"{self.path}: has steps up to {reader.step} only, the optimizer is at step {opt.t}; load an earlier state"
                 )
-            start, backup = opt.t, [t.clone() for t in opt.masters.tensors]
-            schedule = opt.schedule.state_dict()
-            try:
-                advance(opt.masters, opt.schedule, reader, start, reader.step)
-            except BaseException:
-                for t, old in zip(opt.masters.tensors, backup, strict=True):
-                    t.copy_(old)
-                opt.schedule.load_state_dict(schedule)
-                raise
+            start = opt.t
+            self._advance(opt, reader)
         except BaseException:
             writer.close(end=False)
             raise
         self.writer, opt.t = writer, reader.step
         return reader.step - start
+
+    def _advance(self, opt: SPSA, reader: LogReader) -> None:
+        """Apply the steps that are missing, or change nothing."""
+        masters, schedule = opt.masters, opt.schedule.state_dict()
+        backup = [t.clone() for t in masters.tensors]
+        elements = masters.elements.state_dict() if masters.elements is not None else None
+        slopes: list[tuple[Slopes, StepUpdate]] = []
+        try:
+            advance(
+                masters,
+                opt.schedule,
+                reader,
+                opt.t,
+                reader.step,
+                account=lambda values, update: slopes.append((values, update)),
+            )
+        except BaseException:
+            for t, old in zip(masters.tensors, backup, strict=True):
+                t.copy_(old)
+            if masters.elements is not None and elements is not None:
+                masters.elements.load_state_dict(elements)
+            opt.schedule.load_state_dict(schedule)
+            raise
+        for values, update in slopes:
+            opt.account(values, update)
 
     def close(self, *, end: bool = True) -> None:
         """Close the file; the log can be continued."""

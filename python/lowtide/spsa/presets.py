@@ -14,6 +14,8 @@ from lowtide.errors import LowtideRuntimeError, LowtideTypeError, LowtideValueEr
 from lowtide.spsa._kseeds import rebuild_
 from lowtide.spsa._method import Hyper, Method
 from lowtide.spsa._optimizer import SPSA
+from lowtide.spsa._replay import Slopes
+from lowtide.spsa._schedule import StepUpdate
 
 
 class MeZO(SPSA):
@@ -185,9 +187,13 @@ class FedKSeed(SPSA):
         """See :meth:`SPSA.apply`; adds to the accumulators."""
         slopes = self.schedule.decode(commit)
         update = super().apply(commit, hyper)
+        self.account(slopes, update)
+        return update
+
+    def account(self, slopes: Slopes, update: StepUpdate) -> None:
+        """Add a step to the accumulators."""
         for (_, k, _), (_, g) in zip(update.directions, slopes, strict=True):
             self.accumulators[k] += g / len(slopes)
-        return update
 
     def rebuild(self, base: list[Tensor], accumulators: NDArray[np.float64] | None = None) -> None:
         """The weights from their start ``base`` (in the manifest's order) and the accumulators, own or merged."""
