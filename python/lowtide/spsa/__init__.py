@@ -12,6 +12,7 @@ from lowtide.spsa._manifest import Entry, Manifest
 from lowtide.spsa._masters import Masters
 from lowtide.spsa._method import Hyper, Method, SeedWindow
 from lowtide.spsa._optimizer import SPSA
+from lowtide.spsa._privacy import Privacy
 from lowtide.spsa._probes import Probe
 from lowtide.spsa._replay import Replayed, replay
 from lowtide.spsa._schedule import Schedule, StepUpdate, updates_of
@@ -40,6 +41,7 @@ __all__ = [
     "Masters",
     "MeZO",
     "Method",
+    "Privacy",
     "Probe",
     "Replayed",
     "Schedule",

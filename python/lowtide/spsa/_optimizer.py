@@ -21,6 +21,7 @@ from lowtide.spsa._estimators import Measured, difference, measure
 from lowtide.spsa._manifest import Manifest
 from lowtide.spsa._masters import Masters
 from lowtide.spsa._method import Hyper, Method, SeedWindow
+from lowtide.spsa._privacy import Privacy
 from lowtide.spsa._probe_scratch import ScratchProbe
 from lowtide.spsa._probes import InplaceLegacy, Probe, Snapshot
 from lowtide.spsa._run_log import RunLog
@@ -70,6 +71,7 @@ class SPSA(Optimizer):
         nonfinite: what a NaN or infinite loss does: ``"skip"`` (no contribution, counted in :attr:`skipped`) or ``"raise"``.
         lr_factor: factor of all learning rates by step, a pure function: what a worker that joins late needs, where a scheduler of torch
             would know the present rate only.
+        privacy: a :class:`Privacy`: the closure returns per-sample losses, each slope is clipped by sample and gets noise.
         method: a :class:`Method` in place of estimator, dist and momentum (presets use it).
 
     Raises:
@@ -98,6 +100,7 @@ class SPSA(Optimizer):
         masters: str | Mapping[str, Tensor] = "model",
         nonfinite: str = "skip",
         method: Method | None = None,
+        privacy: Privacy | None = None,
         scale: float | str = 1.0,
         keep: float | None = None,
         floor: float = -math.inf,
@@ -151,7 +154,12 @@ class SPSA(Optimizer):
         self.skipped = 0
         #: Steps made.
         self.t = 0
-        self._reduce = difference
+        if privacy is not None and method.kind != "plain":
+            raise LowtideValueError(
+                f"privacy cannot be used with {method.kind}: its curvature would be released without noise"
+            )
+        self.privacy = privacy
+        self._reduce = difference if privacy is None else privacy.reduce
         self._ready = False
         defaults = {
             "lr": lr, "weight_decay": weight_decay, "scale": scale, "keep": keep, "floor": floor
@@ -238,7 +246,11 @@ class SPSA(Optimizer):
             raise LowtideTypeError("closure must be given: SPSA evaluates the loss several times a step")
         self.start()
         hyper = self.hyper()
-        measured = self._measure(closure, self.comm.slots(self.t))
+        slots = self.comm.slots(self.t)
+        if self.privacy is not None:
+            closure = self.privacy.guard(closure)
+            self.privacy.begin(self.t, len(slots))
+        measured = self._measure(closure, slots)
         commit = self.comm.exchange(self.t, self._encode(measured))
         self.apply(commit, hyper)
         return measured.loss
