@@ -3,6 +3,7 @@
 #include "base/fpenv.h"
 #include "bindings.h"
 #include "spsa/digest.h"
+#include "spsa/low_rank.h"
 #include "spsa/replay.h"
 #include "spsa/replay_codes.h"
 
@@ -91,6 +92,46 @@ void bind_spsa(py::module_& m) {
       py::arg("decays").noconvert(), py::arg("first").noconvert(), py::arg("dir_steps").noconvert(),
       py::arg("dir_slots").noconvert(), py::arg("coeffs").noconvert(), py::arg("offset"),
       "Takes the codes of a group-quantized matrix through the steps of a schedule, in place.");
+  m.def(
+      "spsa_low_rank_perturb",
+      [](Array<float> dst, const Array<float>& w, double scale, uint64_t seed, uint64_t step,
+         uint64_t v_step, uint32_t slot, uint32_t param, int64_t rank, int64_t first_row) {
+        require(w.ndim() == 2 && dst.ndim() == 2 && dst.shape(0) == w.shape(0) &&
+                    dst.shape(1) == w.shape(1),
+                "low_rank: out and w must be matrices of one shape");
+        const spsa::LowRankMatrix matrix{w.shape(0), w.shape(1), first_row, rank, param};
+        float* to = out(dst);
+        const float* from = w.data();
+        py::gil_scoped_release nogil;
+        spsa::low_rank_perturb(to, spsa::FloatType::f32, from, spsa::FloatType::f32,
+                               to_float_rn(scale), matrix, {seed, step, v_step, slot});
+      },
+      py::arg("out").noconvert(), py::arg("w").noconvert(), py::arg("scale"), py::arg("seed"),
+      py::arg("step"), py::arg("v_step"), py::arg("slot"), py::arg("param"), py::arg("rank"),
+      py::arg("first_row"), "out = w + scale U V^T / sqrt(rank).");
+  m.def(
+      "spsa_low_rank_replay",
+      [](Array<float> w, double scale, uint64_t seed, uint32_t param, int64_t rank,
+         const Array<int64_t>& round_steps, const Array<float>& decays, const Array<int64_t>& first,
+         const Array<int64_t>& dir_steps, const Array<int64_t>& v_steps,
+         const Array<int64_t>& dir_slots, const Array<float>& coeffs, int64_t first_row) {
+        require(w.ndim() == 2, "low_rank: w must be a matrix");
+        require(v_steps.size() == coeffs.size(),
+                "schedule: the lengths of its arrays do not fit together");
+        const spsa::LowRankMatrix matrix{w.shape(0), w.shape(1), first_row, rank, param};
+        const auto schedule =
+            schedule_of(seed, round_steps, decays, first, dir_steps, dir_slots, coeffs);
+        float* p = out(w);
+        const int64_t* v = v_steps.data();
+        py::gil_scoped_release nogil;
+        spsa::low_rank_replay(p, spsa::FloatType::f32, to_float_rn(scale), matrix, schedule, v);
+      },
+      py::arg("w").noconvert(), py::arg("scale"), py::arg("seed"), py::arg("param"),
+      py::arg("rank"), py::arg("round_steps").noconvert(), py::arg("decays").noconvert(),
+      py::arg("first").noconvert(), py::arg("dir_steps").noconvert(),
+      py::arg("v_steps").noconvert(), py::arg("dir_slots").noconvert(),
+      py::arg("coeffs").noconvert(), py::arg("first_row"),
+      "Takes a matrix through the steps of a schedule along directions of low rank, in place.");
 }
 
 }  // namespace lowtide::bind

@@ -9,6 +9,7 @@
 // rounding adds seven Philox rounds for 128 elements and a step.
 #include "base/simd.h"
 #include "spsa/directions_simd.h"
+#include "spsa/masters_simd.h"
 #include "spsa/replay_table.h"
 
 #define LT_CAT_(a, b) a##b
@@ -16,37 +17,6 @@
 
 namespace lowtide::spsa {
 namespace {
-
-struct F32Master {
-  typedef float Element;
-  static constexpr bool kRounds = false;
-  static inline vf32 load(const float* p) { return lowtide::load<vf32>(p); }
-  static inline void store(float* p, vf32 x) { lowtide::store(p, x); }
-  static inline vf32 rounded(vf32 x, vu32) { return x; }
-};
-struct Bf16Master {
-  typedef uint16_t Element;
-  static constexpr bool kRounds = true;
-  static inline vf32 load(const uint16_t* p) { return bf16_to_float(lowtide::load<vu16>(p)); }
-  // Of a value that bfloat16 holds.
-  static inline void store(uint16_t* p, vf32 x) {
-    lowtide::store(p, __builtin_convertvector(as_u(x) >> 16, vu16));
-  }
-  // bf16_to_float(float_to_bf16_sr(x, r16)) without narrowing in between.
-  static inline vf32 rounded(vf32 x, vu32 r16) {
-    const vu32 u = as_u(x);
-    const vu32 quiet = (u & 0x7fffffffu) > splat_u(0x7f800000u) ? u | 0x400000u : u;
-    const vu32 bits = (u & 0x7f800000u) == splat_u(0x7f800000u) ? quiet : u + r16;
-    return as_f(bits & 0xffff0000u);
-  }
-};
-struct HalfMaster {
-  typedef uint16_t Element;
-  static constexpr bool kRounds = true;
-  static inline vf32 load(const uint16_t* p) { return half_to_float(lowtide::load<vu16>(p)); }
-  static inline void store(uint16_t* p, vf32 x) { lowtide::store(p, float_to_half(x)); }
-  static inline vf32 rounded(vf32 x, vu32 r16) { return half_to_float(float_to_half_sr(x, r16)); }
-};
 
 LT_SIMD vf32 stepped(vf32 w, vf32 acc, float decay, float threshold, float floor) {
   const vf32 counted = abs_f(w) <= splat(threshold) ? acc : vf32{};

@@ -13,17 +13,6 @@ namespace {
 
 using List = std::vector<Tensor>;
 
-spsa::FloatType master_type(const Tensor& w) {
-  const ScalarType dtype = w.scalar_type();
-  STD_TORCH_CHECK(w.is_cpu() && w.is_contiguous() &&
-                      (dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
-                       dtype == ScalarType::Half),
-                  "lowtide: ws must be contiguous float32, bfloat16 or float16 CPU tensors");
-  return dtype == ScalarType::Float      ? spsa::FloatType::f32
-         : dtype == ScalarType::BFloat16 ? spsa::FloatType::bf16
-                                         : spsa::FloatType::f16;
-}
-
 // Two chunks of one tensor may run at the same time: the same storage twice would race.
 void no_repeats(const List& ws) {
   std::vector<const void*> at;
@@ -52,7 +41,7 @@ void spsa_replay_list(const List& ws, const std::vector<int64_t>& params,
     t.n = ws[i].numel();
     t.param = static_cast<uint32_t>(params[i]);
     t.offset = offsets.empty() ? 0 : offsets[i];
-    t.type = master_type(ws[i]);
+    t.type = float_type(ws[i], "ws");
     t.scale = to_float_rn(scales[i]);
     t.threshold = to_float_rn(thresholds[i]);
     t.floor = to_float_rn(floors[i]);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Schedules of zeroth-order steps as tensors, for the torch ops.
+// Weights and schedules of zeroth-order steps as tensors, for the torch ops.
 #pragma once
+#include "quant/group_format.h"
 #include "spsa/schedule.h"
 #include "torch/common.h"
 
@@ -9,6 +10,18 @@ namespace lowtide::torch_ops {
 inline const int64_t* longs(const Tensor& t, const char* name) {
   check_cpu(t, ScalarType::Long, name, "int64");
   return static_cast<const int64_t*>(t.const_data_ptr());
+}
+
+inline quant::FloatType float_type(const Tensor& t, const char* name) {
+  const ScalarType dtype = t.scalar_type();
+  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous() &&
+                      (dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
+                       dtype == ScalarType::Half),
+                  "lowtide: ", name,
+                  " must be a contiguous float32, bfloat16 or float16 CPU tensor");
+  return dtype == ScalarType::Float      ? quant::FloatType::f32
+         : dtype == ScalarType::BFloat16 ? quant::FloatType::bf16
+                                         : quant::FloatType::f16;
 }
 
 inline spsa::Schedule schedule_of(int64_t seed, const Tensor& round_steps, const Tensor& decays,

@@ -45,6 +45,8 @@ __all__: list[str] = [
     "set_isa",
     "set_num_threads",
     "spsa_digest",
+    "spsa_low_rank_perturb",
+    "spsa_low_rank_replay",
     "spsa_perturb",
     "spsa_replay",
     "spsa_replay_codes",
@@ -320,6 +322,41 @@ def set_num_threads(n: int) -> None: ...
 def spsa_digest(w: numpy.ndarray, offset: int) -> int:
     """
     Sum over elements of mix64(bits + (offset + i) * stride) mod 2**64.
+    """
+
+def spsa_low_rank_perturb(
+    out: numpy.typing.NDArray[numpy.float32],
+    w: numpy.typing.NDArray[numpy.float32],
+    scale: float,
+    seed: int,
+    step: int,
+    v_step: int,
+    slot: int,
+    param: int,
+    rank: int,
+    first_row: int,
+) -> None:
+    """
+    out = w + scale U V^T / sqrt(rank).
+    """
+
+def spsa_low_rank_replay(
+    w: numpy.typing.NDArray[numpy.float32],
+    scale: float,
+    seed: int,
+    param: int,
+    rank: int,
+    round_steps: numpy.typing.NDArray[numpy.int64],
+    decays: numpy.typing.NDArray[numpy.float32],
+    first: numpy.typing.NDArray[numpy.int64],
+    dir_steps: numpy.typing.NDArray[numpy.int64],
+    v_steps: numpy.typing.NDArray[numpy.int64],
+    dir_slots: numpy.typing.NDArray[numpy.int64],
+    coeffs: numpy.typing.NDArray[numpy.float32],
+    first_row: int,
+) -> None:
+    """
+    Takes a matrix through the steps of a schedule along directions of low rank, in place.
     """
 
 def spsa_perturb(
