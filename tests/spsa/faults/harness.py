@@ -117,7 +117,9 @@ class Run:
         proxies = [p for c in self.workers() for p in c.proxies]
         for p in proxies:
             p.faults = share
-        self.until(lambda: sum(p.happened for p in proxies) >= count)
+        ended = lambda: all(c.done or c.error for c in self.workers())  # noqa: E731
+        self.until(lambda: sum(p.happened for p in proxies) >= count or ended())
+        assert sum(p.happened for p in proxies) > count // 3, "the run ended before much could happen"
         for p in proxies:
             p.faults = 0.0
 

@@ -63,7 +63,7 @@ def freeze_sequencer(run: Run) -> None:
 
 
 def spoil_frames(run: Run) -> None:
-    run.spoil(0.05, 15)
+    run.spoil(0.05, 12)
 
 
 def spoil_frames_and_kill_sequencer(run: Run) -> None:
