@@ -66,20 +66,24 @@ LT_SIMD Columns columns(const float* vt, int64_t rank, int64_t cols, int64_t col
   return {room, kPiece};
 }
 
+// kRank: known to the compiler, or 0 for any.
+template <int kRank>
 LT_SIMD vf32 z_at(const float* u, const Columns& v, int64_t i, int64_t rank, float norm) {
   vf32 z{};
-  for (int64_t k = 0; k < rank; ++k)
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < (kRank > 0 ? kRank : rank); ++k)
     z = fma_rn(splat(u[k]), load<vf32>(v.at + k * v.stride + i), z);
   return z * norm;
 }
 
-void perturb_rows(const LowRankPerturb& p, int64_t begin, int64_t end) {
+template <int kRank>
+void perturb_rows_of(const LowRankPerturb& p, int64_t begin, int64_t end) {
   const LowRankMatrix& m = p.m;
   alignas(64) float x[kPiece], room[kMostRank * kPiece];
-  for (int64_t col = 0; col < m.cols; col += kPiece) {
-    const int64_t n = m.cols - col < kPiece ? m.cols - col : kPiece;
-    const Columns v = columns(p.f.vt, m.rank, m.cols, col, n, room);
-    for (int64_t row = begin; row < end; ++row) {
+  for (int64_t row = begin; row < end; ++row)
+    for (int64_t col = 0; col < m.cols; col += kPiece) {
+      const int64_t n = m.cols - col < kPiece ? m.cols - col : kPiece;
+      const Columns v = columns(p.f.vt, m.rank, m.cols, col, n, room);
       const int64_t at = row * m.cols + col;
       with_master(p.w_type, [&](auto master) {
         using Master = decltype(master);
@@ -87,16 +91,15 @@ void perturb_rows(const LowRankPerturb& p, int64_t begin, int64_t end) {
       });
       for (int64_t i = 0; i < n; i += kLanes)
         store(x + i, load<vf32>(x + i) +
-                         splat(p.scale) * z_at(p.f.u + row * m.rank, v, i, m.rank, p.norm));
+                         splat(p.scale) * z_at<kRank>(p.f.u + row * m.rank, v, i, m.rank, p.norm));
       with_master(p.out_type, [&](auto master) {
         using Master = decltype(master);
         store_piece<Master, true>(static_cast<typename Master::Element*>(p.out) + at, n, x);
       });
     }
-  }
 }
 
-template <class Master>
+template <int kRank, class Master>
 void replay_rows_of(const LowRankReplay& p, int64_t begin, int64_t end) {
   const LowRankMatrix& m = p.m;
   auto* const base = static_cast<typename Master::Element*>(p.w);
@@ -114,7 +117,7 @@ void replay_rows_of(const LowRankReplay& p, int64_t begin, int64_t end) {
           const float* u = p.f.u + (d * m.rows + row) * m.rank;
           const vf32 c = splat(p.directions[d].coeff * p.scale);
           for (int64_t i = 0; i < n; i += kLanes)
-            store(acc + i, fma_rn(c, z_at(u, v, i, m.rank, p.norm), load<vf32>(acc + i)));
+            store(acc + i, fma_rn(c, z_at<kRank>(u, v, i, m.rank, p.norm), load<vf32>(acc + i)));
         }
         for (int64_t i = 0; i < n; i += kLanes)
           store(x + i, load<vf32>(x + i) * step.decay + load<vf32>(acc + i));
@@ -135,8 +138,35 @@ void replay_rows_of(const LowRankReplay& p, int64_t begin, int64_t end) {
     }
 }
 
+// f(Rank{}) with the rank where it is a common one.
+template <int kRank>
+struct Rank {
+  static constexpr int value = kRank;
+};
+template <class F>
+LT_SIMD void with_rank(int64_t rank, const F& f) {
+  switch (rank) {
+    case 1:
+      return f(Rank<1>{});
+    case 2:
+      return f(Rank<2>{});
+    case 4:
+      return f(Rank<4>{});
+    default:
+      return f(Rank<0>{});
+  }
+}
+
+void perturb_rows(const LowRankPerturb& p, int64_t begin, int64_t end) {
+  with_rank(p.m.rank, [&](auto rank) { perturb_rows_of<decltype(rank)::value>(p, begin, end); });
+}
+
 void replay_rows(const LowRankReplay& p, int64_t begin, int64_t end) {
-  with_master(p.type, [&](auto master) { replay_rows_of<decltype(master)>(p, begin, end); });
+  with_rank(p.m.rank, [&](auto rank) {
+    with_master(p.type, [&](auto master) {
+      replay_rows_of<decltype(rank)::value, decltype(master)>(p, begin, end);
+    });
+  });
 }
 
 }  // namespace

@@ -25,6 +25,7 @@ from lowtide.spsa._frames import (
     Event,
     Member,
     Snap,
+    Stale,
     changes_between,
     pack_batch,
     pack_event,
@@ -218,15 +219,15 @@ class LogWriter:
         """Record that a worker joined, with ``count`` slots from ``first`` on, or left."""
         self._event(Member(self.step, joins, epoch, first, count, worker))
 
-    def check_beside(self, path: Path) -> None:
-        """Refuse a snapshot in another directory: the log names it without one."""
-        if path.resolve().parent != self.path.resolve().parent:
-            raise LowtideValueError(f"path must be a file beside the log {self.path}, got {path}")
+    def stale(self, codes: tuple[tuple[int, int, int], ...]) -> None:
+        """Record late codes (age in steps, slot, code) that count in :attr:`step`."""
+        self._event(Stale(self.step, tuple(codes)))
 
     def snapshot(self, path: str | Path) -> None:
         """Record that the state before :attr:`step` is in ``path``, a file in the log's own directory."""
         path = Path(path)
-        self.check_beside(path)
+        if path.resolve().parent != self.path.resolve().parent:
+            raise LowtideValueError(f"path must be a file beside the log {self.path}, got {path}")
         self._event(Snap(self.step, path.name, bytes.fromhex(sha256_file(path))))
 
     # ------------------------------------------------------------------ end

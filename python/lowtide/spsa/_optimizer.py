@@ -7,7 +7,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from lowtide.spsa._estimators import Measured, difference, measure
 from lowtide.spsa._manifest import Manifest
 from lowtide.spsa._masters import Masters
 from lowtide.spsa._method import Hyper, Method, SeedWindow
-from lowtide.spsa._packed import quant_of
 from lowtide.spsa._privacy import Privacy
 from lowtide.spsa._probe_scratch import ScratchProbe
 from lowtide.spsa._probes import InplaceLegacy, Probe, Snapshot
@@ -50,7 +48,7 @@ class SPSA(Optimizer):
     Args:
         params: ``model.named_parameters()``, parameters, or groups of them with keys ``lr``, ``weight_decay``, ``scale`` (layer
             scale: probes and updates go along scale z; ``"rms"``: the weight's root mean square; ``"norm"``: proportional to it, 1 on average), ``keep``
-            (fraction of smallest elements that may move: Sparse-MeZO), ``floor`` (least value), ``packed`` (INT8 and INT4 codes of :class:`lowtide.quant.Linear` move too: QuZO). Frozen parameters are left alone.
+            (fraction of smallest elements that may move: Sparse-MeZO), ``floor`` (least value). Frozen parameters are left alone.
         lr: learning rate, >= 0.
         eps: distance of the probes, > 0.
         directions: directions a step (slots).
@@ -106,7 +104,6 @@ class SPSA(Optimizer):
         scale: float | str = 1.0,
         keep: float | None = None,
         floor: float = -math.inf,
-        packed: bool = False,
         lr_factor: Callable[[int], float] | None = None,
     ) -> None:
         if rounding != "auto":
@@ -165,8 +162,7 @@ class SPSA(Optimizer):
         self._reduce = difference if privacy is None else privacy.reduce
         self._ready = False
         defaults = {
-            "lr": lr, "weight_decay": weight_decay, "scale": scale, "keep": keep, "floor": floor,
-            "packed": packed,
+            "lr": lr, "weight_decay": weight_decay, "scale": scale, "keep": keep, "floor": floor
         }  # fmt: skip
         super().__init__(params, defaults)
         if comm is not None and method.kind != "plain":
@@ -204,19 +200,12 @@ class SPSA(Optimizer):
         rows = trained(self.param_groups)
         if not rows:
             raise LowtideValueError("params: nothing to train, every parameter is frozen")
-        if self.method.rank and any(g["keep"] or g["floor"] > -math.inf for g in self.param_groups):
-            raise LowtideValueError(
-                "keep and floor cannot be used with directions of low rank; leave them out"
-            )
         by_id = names_of(self._module)
         names = [n or by_id.get(id(p), [f"param{i}"])[0] for i, (_, p, n) in enumerate(rows)]
         tensors = master_tensors(rows, self._masters_arg, names)
         self.manifest: Manifest = build_manifest(self.param_groups, tensors, self._module)
         self.masters = Masters(
-            {
-                e.name: p if quant_of(p) is not None else t
-                for e, t, (_, p, _) in zip(self.manifest, tensors, rows, strict=True)
-            },
+            {e.name: t for e, t in zip(self.manifest, tensors, strict=True)},
             self.manifest, seed=self.seed, method=self.method,
         )  # fmt: skip
         self._live = [p for _, p, _ in rows]
@@ -377,17 +366,6 @@ class SPSA(Optimizer):
         steps = 0 if self.run_log is None else self.run_log.catch_up(self)
         self._sync()
         return steps
-
-    def snapshot(self, path: str | Path) -> None:
-        """Save the state before step :attr:`t` in a safetensors file beside the log, and name it there: a place where
-        ``replay(..., base=path)`` can begin.
-
-        Raises:
-            LowtideRuntimeError: there is no log. LowtideValueError: the path is elsewhere.
-        """
-        if self.run_log is None:
-            raise LowtideRuntimeError("snapshot: this run has no log; use state_dict(), or give log=")
-        self.run_log.snapshot(self, Path(path))
 
     def close(self) -> None:
         """Close the log and leave the communicator."""

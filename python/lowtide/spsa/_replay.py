@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
-from lowtide.spsa import _snapshot
 from lowtide.spsa._log import LogError, LogReader
 from lowtide.spsa._masters import FLOATS, Masters
-from lowtide.spsa._packed import quant_of
 from lowtide.spsa._schedule import Schedule, StepUpdate
 
 #: (slot, value) of a step's contributions.
@@ -47,7 +45,7 @@ def replay(
     *,
     upto: int | None = None,
     verify: bool = True,
-    base: Mapping[str, Tensor] | str | Path | None = None,
+    base: Mapping[str, Tensor] | None = None,
     progress: str = "auto",
 ) -> Replayed:
     """Bring a model from the weights a run started from to those it had before step ``upto``, bit for bit.
@@ -61,8 +59,7 @@ def replay(
         upto: step to stop before; None: all that are logged.
         verify: compare the weights with every digest in the log on the way. Needs one copy of the weights, from which they
             are restored if a digest differs. Without it only the model's names and shapes are compared.
-        base: the weights to start from by name; or the path of a snapshot that the log names (``SPSA.snapshot``), to start at
-            its step; None: the model's.
+        base: the weights to start from by name; None: the model's.
         progress: ``"on"``, ``"off"`` or ``"auto"`` (a bar where stderr is a terminal and tqdm is there).
 
     Returns:
@@ -86,31 +83,21 @@ def replay(
     reader = log if isinstance(log, LogReader) else LogReader(log)
     header = reader.header
     stop = reader.step if upto is None else upto
-    start, state, elements = header.first_step, header.state, None
-    source: Mapping[str, Tensor] | None
-    if isinstance(base, (str, Path)):
-        start, source, state, elements = _snapshot.load(Path(base), reader)
-    else:
-        source = base
-    if not start <= stop <= reader.step:
+    if not header.first_step <= stop <= reader.step:
         raise LowtideValueError(
-            f"upto must be in [{start}, {reader.step}], the steps in the log, got {upto!r}"
+            f"upto must be in [{header.first_step}, {reader.step}], the steps in the log, got {upto!r}"
         )
     live = _tensors(model)
-    tensors, apart = _masters(reader, live, live if source is None else source)
+    tensors, apart = _masters(reader, live, live if base is None else dict(base))
     masters = Masters(tensors, header.manifest, seed=header.seed, method=header.method)
-    if masters.elements is not None and isinstance(base, (str, Path)):
-        if elements is None:
-            raise LogError(
-                f"{base}: lacks the state of {header.method.kind} for each weight; replay from the base weights"
-            )
-        masters.elements.load_state_dict(elements)
     schedule = Schedule(header.method, header.codec, header.seed)
-    if state is not None:
-        schedule.load_state_dict(state)
+    if header.state is not None:
+        schedule.load_state_dict(header.state)
     backup = [t.clone() for t in masters.tensors] if verify and not apart else []
     try:
-        verified = advance(masters, schedule, reader, start, stop, verify=verify, progress=progress)
+        verified = advance(
+            masters, schedule, reader, header.first_step, stop, verify=verify, progress=progress
+        )
     except BaseException:
         for t, old in zip(masters.tensors, backup, strict=False):
             t.copy_(old)
@@ -145,13 +132,14 @@ def advance(
     """
     header = reader.header
     digests = reader.digests() if verify else {}
-    expected = header.base_digest if start == header.first_step else digests.get(start)
-    if verify and expected is not None and masters.digest() != expected:
-        raise LogError(
-            f"{reader.path}: the model's weights are not those the run started from (digest {masters.digest().hex()}, "
-            f"the log has {expected.hex()}); load the base weights first, or pass them as base"
-        )
-    verified = int(verify and expected is not None)
+    if verify and start == header.first_step:
+        digests.setdefault(start, header.base_digest)
+        if masters.digest() != header.base_digest:
+            raise LogError(
+                f"{reader.path}: the model's weights are not those the run started from (digest {masters.digest().hex()}, "
+                f"the log has {header.base_digest.hex()}); load the base weights first, or pass them as base"
+            )
+    verified = int(verify and start == header.first_step)
     good, directions = start, 0
     chunk: list[StepUpdate] = []
     with _bar(progress, stop - start) as bar:
@@ -159,6 +147,10 @@ def advance(
             t = step.commit.step
             if t < start:
                 continue
+            if step.stale:
+                raise LogError(
+                    f"{reader.path}: step {t} counts codes that came late, which this version cannot replay: update lowtide"
+                )
             slopes = schedule.decode(step.commit) if account else ()
             chunk.append(schedule.update(step.commit, step.hyper))
             if account:
@@ -193,7 +185,7 @@ def _tensors(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
             *model.named_parameters(remove_duplicate=False),
             *model.named_buffers(remove_duplicate=False),
         ]
-        return {name: t if quant_of(t) is not None else t.detach() for name, t in named}
+        return {name: t.detach() for name, t in named}
     raise LowtideTypeError(
         f"model must be a module or a mapping from names to tensors, got {type(model).__name__}"
     )

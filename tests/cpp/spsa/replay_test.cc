@@ -51,7 +51,7 @@ TEST_P(Replay, SameBitsForEverySizeIsaAndThreadCount) {
   for (int64_t n : kAwkward) {
     if (n > 2100 && dtype() != FloatType::f32) continue;
     for (int64_t offset : {int64_t{0}, (int64_t{1} << 38) + 77}) {
-      if (n > 5000 && offset != 0) continue;
+      if (n > 300 && offset != 0) continue;
       const auto x = noise(n, 1);
       same_everywhere([&] {
         Masters w(dtype(), x);
