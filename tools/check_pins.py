@@ -48,7 +48,8 @@ def main() -> int:
             if path.name != "build.txt" and name not in constraints:
                 faults.append(f"{path.name}: {name} is missing from constraints.txt")
     for extra, names in extras().items():
-        if extra in ("torch", "flower"):  # Flower asks for older packages than ours: an environment of its own
+        # Flower asks for older packages than ours: it is for an environment of its own.
+        if extra in ("torch", "flower"):
             continue
         listed = pins(f"{extra}.txt") | (pins("demo.txt") if extra in ("test", "bench") else {})
         faults += [
