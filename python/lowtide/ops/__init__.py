@@ -65,6 +65,7 @@ from lowtide.ops.quant import (  # noqa: E402
 )
 from lowtide.ops.random import random_add_, random_add_list_, random_dot, random_sample  # noqa: E402
 from lowtide.ops.spsa_digest import spsa_digest  # noqa: E402
+from lowtide.ops.spsa_fused_linear import spsa_fused_linear  # noqa: E402
 from lowtide.ops.spsa_low_rank import spsa_low_rank_perturb, spsa_low_rank_replay_  # noqa: E402
 from lowtide.ops.spsa_perturb import spsa_perturb, spsa_perturb_list, spsa_perturb_pair  # noqa: E402
 from lowtide.ops.spsa_replay import spsa_replay_codes_, spsa_replay_list_  # noqa: E402
@@ -109,6 +110,7 @@ __all__ = [
     "scale_rows_",
     "shear_rows_",
     "spsa_digest",
+    "spsa_fused_linear",
     "spsa_low_rank_perturb",
     "spsa_low_rank_replay_",
     "spsa_perturb",

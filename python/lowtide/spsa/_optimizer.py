@@ -22,6 +22,7 @@ from lowtide.spsa._manifest import Manifest
 from lowtide.spsa._masters import Masters
 from lowtide.spsa._method import Hyper, Method, SeedWindow
 from lowtide.spsa._privacy import Privacy
+from lowtide.spsa._probe_fused import FusedProbe
 from lowtide.spsa._probe_scratch import ScratchProbe
 from lowtide.spsa._probes import InplaceLegacy, Probe, Snapshot
 from lowtide.spsa._run_log import RunLog
@@ -31,6 +32,7 @@ from lowtide.spsa.comm import Local
 
 PROBES: dict[str, type[Probe]] = {
     "scratch": ScratchProbe,
+    "fused": FusedProbe,
     "snapshot": Snapshot,
     "inplace_legacy": InplaceLegacy,
 }
@@ -55,8 +57,9 @@ class SPSA(Optimizer):
         dist: ``"rademacher"`` (least variance), ``"gaussian"``, ``"ih4"``, ``"lut8"``.
         estimator: ``"central"`` (two evaluations a direction), ``"forward"`` (one, and one shared), ``"fzoo"`` (as forward,
             divided by the spread of the directions; FZOO).
-        probe: ``"scratch"`` (memory: the largest module), ``"snapshot"`` (one more model, for models whose weights are read outside of
-            modules), ``"inplace_legacy"`` (MeZO's, drifts), or a subclass of ``Probe``.
+        probe: ``"scratch"`` (memory: the largest module), ``"fused"`` (both ends in one forward on a doubled batch), ``"snapshot"`` (one
+            more model, for models whose weights are read outside of modules), ``"inplace_legacy"`` (MeZO's, drifts), or a subclass
+            of ``Probe``.
         weight_decay: decoupled, of matrices only, >= 0.
         clip: largest magnitude of g; None: no limit.
         momentum: a :class:`SeedWindow`, or None.

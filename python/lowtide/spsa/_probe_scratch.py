@@ -189,7 +189,7 @@ class ScratchProbe(Probe):
         try:
             if ids:
                 views = [self._arena.take(i, self.home[i]) for i in ids]
-                if not self._looked_up(module, args, ids, views):
+                if not self._looked_up(module, args, ids, views, self._eps):
                     self.masters.perturb(views, ids, self._eps, self._address)
                 for i, view in zip(ids, views, strict=True):
                     self.live[i].data = view
@@ -199,7 +199,9 @@ class ScratchProbe(Probe):
             self.busy = False
         self._frames.append((module, ids, mark))
 
-    def _looked_up(self, module: nn.Module, args: Any, ids: list[int], views: list[Tensor]) -> bool:
+    def _looked_up(
+        self, module: nn.Module, args: Any, ids: list[int], views: list[Tensor], eps: float
+    ) -> bool:
         """A lookup reads a few rows of a large table: only these are perturbed, if nobody else can see the others."""
         if (
             type(module) is not nn.Embedding
@@ -214,7 +216,7 @@ class ScratchProbe(Probe):
         rows = torch.unique(args[0]).tolist()
         if len(rows) > min(_ROWS, module.num_embeddings // 8) or (rows and rows[0] < 0):
             return False
-        return self.masters.perturb_rows(views[0], ids[0], rows, self._eps, self._address)
+        return self.masters.perturb_rows(views[0], ids[0], rows, eps, self._address)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         if not self._active or not self._frames or self._frames[-1][0] is not module:
