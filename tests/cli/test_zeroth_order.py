@@ -10,7 +10,10 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from lowtide.cli import main
+from lowtide.spsa import LogReader
 from lowtide.train import ConfigError, DivergedError, FinetuneConfig, Finetuner
+from lowtide.train.loader import load_model
 
 from .helpers import numbers, records, settings, state
 
@@ -51,6 +54,25 @@ def test_crash_and_resume_equals_uninterrupted(method: str, model: Path, data: P
     Finetuner(broken, resume=True).run()
     assert state(tmp_path / "whole", 10) == state(tmp_path / "broken", 10)
     assert numbers(tmp_path / "whole") == numbers(tmp_path / "broken")
+    logs = [list(LogReader(tmp_path / name / "run.ltlog").steps()) for name in ("whole", "broken")]
+    assert logs[0] == logs[1]
+    assert len(logs[0]) == 10
+
+
+def test_the_log_makes_the_model_again(model: Path, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    Finetuner(config(model, data, tmp_path / "run", "mezo", freeze="norm", schedule="cosine")).run()
+    arguments = ["replay", str(model), str(tmp_path / "run" / "run.ltlog"), "--out", str(tmp_path / "again")]
+    assert main(arguments) == 0
+    trained, again = (load_model(tmp_path / p) for p in ("run/model", "again"))
+    base = load_model(model)
+    moved = 0
+    for (name, p), q, b in zip(
+        trained.named_parameters(), again.parameters(), base.parameters(), strict=True
+    ):
+        assert (p == q).all(), name
+        moved += int((p != b).any())
+    assert moved > 5
 
 
 def test_a_run_that_diverges_says_so(model: Path, data: Path, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_replay_is_the_live_run_bit_for_bit(tmp_path, dtype, options, monkeypatc
     assert not equal(live, again)
     done = lt.spsa.replay(again, tmp_path / "a.ltlog")
     assert equal(live, again)
-    assert (done.step, done.verified) == (40, 3)  # the base, steps 16 and 32
+    assert (done.step, done.verified) == (40, 4)  # the base, steps 16 and 32, the end
     part = make(dtype)
     assert lt.spsa.replay(part, tmp_path / "a.ltlog", upto=23).step == 23
     assert all(torch.equal(p, s) for p, s in zip(part.parameters(), states[23], strict=True))

@@ -373,7 +373,7 @@ class SPSA(Optimizer):
     def close(self) -> None:
         """Close the log and leave the communicator."""
         if self.run_log is not None:
-            self.run_log.close()
+            self.run_log.finish(self)
         self.comm.close()
 
     def state_bytes(self) -> dict[str, int]:

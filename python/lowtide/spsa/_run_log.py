@@ -37,6 +37,7 @@ class RunLog:
         if not isinstance(log, (str, os.PathLike, LogWriter)):
             raise LowtideTypeError(f"log must be a path, a LogWriter or None, got {type(log).__name__}")
         self.writer = log if isinstance(log, LogWriter) else None
+        self._digested = -1
         self.path = log.path if isinstance(log, LogWriter) else Path(log)
 
     def append(self, opt: SPSA, commit: Commit, hyper: Hyper) -> None:
@@ -46,7 +47,18 @@ class RunLog:
     def applied(self, opt: SPSA) -> None:
         """Now and then, write down what the weights are."""
         if self.writer is not None and opt.t % DIGEST_EVERY == 0:
-            self.writer.digest(opt.masters.digest())
+            self._digest(opt, self.writer)
+
+    def _digest(self, opt: SPSA, writer: LogWriter) -> None:
+        if self._digested != opt.t:
+            writer.digest(opt.masters.digest())
+            self._digested = opt.t
+
+    def finish(self, opt: SPSA) -> None:
+        """Close the file; its last word is what the weights are."""
+        if self.writer is not None and 0 < self.writer.step == opt.t:
+            self._digest(opt, self.writer)
+        self.close()
 
     def open(self, opt: SPSA) -> LogWriter:
         """The writer; the first time, the file is made, or checked and continued.

@@ -124,7 +124,7 @@ class _Run:
         method = METHODS[config.method]
         self.zeroth_order = method.zeroth_order
         self.updater: Any = (
-            ZerothOrderUpdater(self.model, config, method)
+            ZerothOrderUpdater(self.model, config, method, workspace.log)
             if method.zeroth_order
             else Updater(self.model, config)
         )
@@ -146,6 +146,8 @@ class _Run:
 
     def __exit__(self, *_: object) -> None:
         """Free the model before the caller goes on."""
+        if self.zeroth_order and self.updater is not None:
+            self.updater.close()
         del self.model, self.updater
 
     def _restore(self) -> None:
@@ -351,6 +353,8 @@ class _Run:
         config = self.config
         records = list(read_metrics(self.workspace.metrics))
         if not interrupted and config.export:
+            if self.zeroth_order:
+                self.updater.close()
             self.updater = None  # its memory is free for the dense weights
             restore_model(self.model)
             loader.export_model(self.model, Path(config.model), self.workspace.model)

@@ -38,6 +38,7 @@ class Workspace:
         self.metrics = path / "metrics.jsonl"
         self.summary = path / "summary.json"
         self.model = path / "model"
+        self.log = path / "run.ltlog"
         self._lock: int | None = None
 
     def __enter__(self) -> Workspace:
@@ -77,7 +78,9 @@ class Workspace:
         self._clean()
         if self.resume:
             return
-        ours = [p.name for p in (self.run_file, self.metrics, self.summary, self.model) if p.exists()]
+        ours = [
+            p.name for p in (self.run_file, self.metrics, self.summary, self.model, self.log) if p.exists()
+        ]
         ours += [p.name for _, p in checkpoint.checkpoints(self.path)]
         if ours:
             raise OutputError(

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
     from lowtide.train.config import FinetuneConfig
@@ -16,14 +18,16 @@ if TYPE_CHECKING:
 class ZerothOrderUpdater:
     """The counterpart of `methods.Updater` whose step evaluates the loss twice and leaves no gradient.
 
-    `config.eps` is the distance of the two probes, `config.grad_clip` the largest slope that counts.
+    `config.eps` is the distance of the two probes, `config.grad_clip` the largest slope that counts. The run's log is `log`:
+    `lowtide replay MODEL LOG` makes the trained weights from it.
     """
 
-    def __init__(self, model: nn.Module, config: FinetuneConfig, method: Method) -> None:
+    def __init__(self, model: nn.Module, config: FinetuneConfig, method: Method, log: Path) -> None:
         import lowtide.spsa
 
         kind: Any = getattr(lowtide.spsa, method.optimizer)
-        options: dict[str, Any] = {"weight_decay": config.weight_decay, "seed": config.seed}
+        options: dict[str, Any] = {"weight_decay": config.weight_decay, "seed": config.seed, "log": log}
+        self._log, self._rewound = log, False
         if config.eps is not None:
             options["eps"] = config.eps
         if config.grad_clip is not None:
@@ -40,14 +44,31 @@ class ZerothOrderUpdater:
 
     def minimize(self, closure: Callable[[], Any]) -> float:
         """One step; returns the mean of the two losses. A loss that is not finite moves nothing."""
+        if not self._rewound:
+            self._rewind()
         return float(self._optimizer.step(closure))
+
+    def _rewind(self) -> None:
+        """After a crash the log is ahead of the last checkpoint; its steps will be made again."""
+        from lowtide.spsa.log import truncate
+
+        if self._log.exists():
+            truncate(self._log, self._optimizer.t)
+        self._rewound = True
+
+    def close(self) -> None:
+        """Close the log."""
+        self._optimizer.close()
 
     def state_bytes(self) -> dict[str, int]:
         """Bytes beside the weights: the buffer that perturbed weights lie in."""
         return {"states": 0, "basis": 0, "probe": int(self._optimizer.state_bytes()["probe"])}
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, a few KB of plain values."""
+        """The optimizer's state, a few KB of plain values. The log is flushed: it must not end before a checkpoint."""
+        log = self._optimizer.run_log
+        if log is not None and log.writer is not None:
+            log.writer.flush()
         state: dict[str, Any] = self._optimizer.state_dict()
         return state
 
