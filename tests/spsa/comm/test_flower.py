@@ -83,9 +83,12 @@ class Grid:
 
 
 @needs_flower
-def test_the_server_leaves_out_bad_replies() -> None:
+def test_the_server_leaves_out_bad_replies(monkeypatch: pytest.MonkeyPatch) -> None:
     from flwr.app import ConfigRecord, Message, RecordDict
+    from flwr.supercore.task_identity import TaskIdentity
 
+    for name in ("run_id", "node_id", "task_id"):  # the runtime sets them
+        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
     strategy = flower.FedKSeedStrategy(K, steps=10, clip=1.0)
     out = list(strategy.configure_train(1, None, None, Grid()))
     assert [m.metadata.dst_node_id for m in out] == [1, 2, 3]
