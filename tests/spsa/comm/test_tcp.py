@@ -178,8 +178,24 @@ def test_without_anybody_left_a_call_fails_in_time() -> None:
         a.join(RUN)
         train(a, 3)
         seq.close()
-        with pytest.raises(CommError, match="no sequencer was heard of"):
+        with pytest.raises(CommError, match="no sequencer with a quorum was heard of"):
             train(a, 10, 3)
+
+
+def test_the_half_without_the_leader_fails_in_time() -> None:
+    with contextlib.ExitStack() as stack:
+        seq = Sequencer(slots=2, settings=FAST, key=KEY)
+        comms = [stack.enter_context(worker(seq.address, n, patience=2.5)) for n in "ab"]
+        at_once([lambda c=c: c.join(RUN) for c in comms])  # type: ignore[misc]
+        at_once([lambda c=c: train(c, 5) for c in comms])  # type: ignore[misc]
+        seq.close()
+        at_once([lambda c=c: train(c, 10, 5) for c in comms])  # type: ignore[misc]
+        leads = next(c for c in comms if c.leader == c._worker)
+        other = next(c for c in comms if c is not leads)
+        # Half of the members with the leader among them is enough, so the other one is alone.
+        leads.close()
+        with pytest.raises(CommError, match="no sequencer with a quorum"):
+            train(other, 20, 10)
 
 
 def test_bad_arguments_are_named() -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lowtide.errors import LowtideValueError
+from lowtide.errors import LowtideError, LowtideValueError
 from lowtide.spsa._wire import FormatError
 from lowtide.spsa.comm._messages import Message, codec_of, decode, encode
 from lowtide.spsa.comm._node import Node
@@ -278,8 +278,8 @@ class Endpoint:
                 pause = max(frames.take(len(payloads), now), volume.take(len(data), now))
                 if pause:
                     await asyncio.sleep(pause)
-        except (OSError, FormatError):
-            pass
+        except (OSError, LowtideError):
+            pass  # what does not follow the protocol ends the connection, and only that
         finally:
             self._open.discard(link)
             with contextlib.suppress(OSError, RuntimeError):

@@ -56,6 +56,7 @@ class Leader:
         self._digests: dict[int, dict[int, bytes]] = {}
         self._agreed: dict[int, int] = {}
         self._known: dict[int, int] = {}
+        self._seen: dict[int, float] = {m.node: now for m in node.config.members}
 
     def begin(self, now: float) -> None:
         """Finish what was proposed before; then this node becomes the anchor."""
@@ -303,6 +304,10 @@ class Leader:
         if now - self._beaten >= self.node.settings.beat:
             self._beaten = now
             self._beat_all()
+            node = self.node
+            near = {n for n, t in self._seen.items() if now - t < 2 * node.settings.election}
+            if node.config.quorum(near | {node.me.node}):
+                node.heard = now  # otherwise it can decide nothing, and whoever waits should know
         self.advance(now)
 
     def _beat_all(self) -> None:
@@ -316,6 +321,7 @@ class Leader:
     def beat(self, src: int, m: Beat, now: float) -> None:
         """A follower answers: what it lost on the way is sent again."""
         node = self.node
+        self._seen[src] = now
         self._known[src] = max(m.index, self._known.get(src, 0))
         if m.leader == node.me.node:
             self.gone.pop(src, None)

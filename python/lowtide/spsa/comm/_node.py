@@ -36,7 +36,7 @@ from lowtide.spsa.comm._messages import (
     Vote,
     VoteReply,
 )  # fmt: skip
-from lowtide.spsa.comm._protocol import PROTOCOL
+from lowtide.spsa.comm._protocol import PROTOCOL, CommError
 
 if TYPE_CHECKING:
     from lowtide.spsa.comm._leader import Leader
@@ -246,7 +246,7 @@ class Node:
         for commit in m.commits:
             if self.history.at(commit.step) == commit:
                 continue
-            if commit.step < self.history.step:
+            if commit.step != self.history.step:
                 self._cut(commit.step)
             self.history.append(commit)
         if m.more:
@@ -263,7 +263,9 @@ class Node:
     def _cut(self, step: int) -> None:
         assert self.history is not None
         if self.joined:
-            raise AssertionError(f"two commits of step {step} were decided")
+            raise CommError(
+                f"two different commits of step {step} were decided; a node with the key does not follow the protocol"
+            )
         if step < self.history.step:
             self.history.cut(step)
             self.start = min(self.start, step)
@@ -279,6 +281,8 @@ class Node:
     def _on_propose(self, src: int, m: Propose, now: float) -> None:
         if not self.joined:
             return
+        if m.index == self.index and isinstance(m.entry, Commit) and m.entry.step != self.step:
+            raise CommError(f"a commit of step {m.entry.step} was proposed where step {self.step} is open")
         if m.index == self.index:
             self.pending = m
         if m.index <= self.index:

@@ -265,10 +265,10 @@ class TCP(_Runner):
                 if ready():
                     return
                 silence = time.monotonic() - node.heard
-                if silence > self._patience and not node.lead:
+                if silence > self._patience:
                     raise CommError(
-                        f"no sequencer was heard of for {silence:.0f} s while waiting for {what}: too few of the members "
-                        f"{', '.join(self.members) or '(none)'} live to elect one. The log is whole: start a new sequencer and join it"
+                        f"no sequencer with a quorum was heard of for {silence:.0f} s while waiting for {what}: too few of the members "
+                        f"{', '.join(self.members) or '(none)'} live. The log is whole: start a new sequencer and join it"
                     )
                 self._changed.wait(0.5)
 
