@@ -88,6 +88,20 @@ def test_replay_is_step_by_step_and_shards_are_the_whole(dtype: torch.dtype) -> 
     assert len(digests) == 1
 
 
+def test_a_host_that_flushes_denormals_changes_nothing() -> None:
+    one = [(3, 1.0, [(3, 0, 1.0)])]
+    a, b = torch.zeros(3000), torch.zeros(3000)
+    ops.spsa_replay_list_([a], [0], [1e-40], [INF], [-INF], 1, 1, *schedule(one))
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormals")
+    try:
+        ops.spsa_replay_list_([b], [0], [1e-40], [INF], [-INF], 1, 1, *schedule(one))
+    finally:
+        torch.set_flush_denormal(False)
+    assert same(a, b)
+    assert a.any()
+
+
 def test_numpy_gives_the_same_bits() -> None:
     x = np.random.default_rng(3).standard_normal(3001).astype(np.float32)
     arrays = [t.numpy() for t in schedule(STEPS)]
