@@ -89,7 +89,7 @@ def forge(data: bytes, rng: random.Random, other: bytes) -> bytes:
         reader.u32("check")
         if rng.random() < 0.3:
             body = mutate(body, other, rng, 2)
-        if body[:1] in (b"\x04", b"\x05", b"\x06") and rng.random() < 0.7:
+        if body[:1] in (b"\x03", b"\x04", b"\x05") and rng.random() < 0.7:
             body = body[:-16] + chain
         linked = varint(len(body)) + body
         out += linked + crc32c(linked, crc32c(chain)).to_bytes(4, "little")

@@ -62,7 +62,7 @@ def train(model, path, steps: int = 40, *, schedule: bool = True, params=None, *
     return opt, states
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "options",
     [

@@ -8,7 +8,6 @@ only. The chain hash after it is the BLAKE2b-128 of the same bytes. Kinds:
 
     BATCH   varint changes, (varint steps after the first, varint setting, f64 value)*, commits (see _commit)
     MEMBER  varint step, u8 joins, varint epoch, varint first slot, varint slots, text worker
-    STALE   varint step, varint count, (varint age, varint slot, varint code)*
     DIGEST  varint step, 16 bytes of the weights before that step, 16 bytes: the chain hash before
     SNAP    varint step, text file name, SHA-256 of the file, 16 bytes: the chain hash before
     END     varint step, 16 bytes: the chain hash before
@@ -42,12 +41,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-BATCH, MEMBER, STALE, DIGEST, SNAP, END = range(1, 7)
+BATCH, MEMBER, DIGEST, SNAP, END = range(1, 6)
 #: Bytes of a frame's body, at most.
 MAX_BODY = 1 << 19
 #: Bytes of a frame beside its body, at most.
 OVERHEAD = 3 + 4
-_MAX_STALE = 1 << 12
 _MAX_EPOCH = 1 << 48
 
 #: (steps after the batch's first, index of the setting, its new value)
@@ -87,14 +85,6 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Stale:
-    """Codes that arrived late, to be counted in ``step``: (age in steps, slot, code)."""
-
-    step: int
-    codes: tuple[tuple[int, int, int], ...]
-
-
-@dataclass(frozen=True)
 class Digest:
     """Digest of the weights before ``step``."""
 
@@ -118,7 +108,7 @@ class End:
     step: int
 
 
-Event: TypeAlias = "Member | Stale | Digest | Snap | End"
+Event: TypeAlias = "Member | Digest | Snap | End"
 Frame: TypeAlias = "Batch | Event"
 
 
@@ -132,9 +122,6 @@ def _event(frame: Event, chain: bytes) -> bytes:
     if isinstance(frame, Member):
         slots = varint(frame.epoch) + varint(frame.first) + varint(frame.count)
         return bytes((MEMBER,)) + step + bytes((frame.joins,)) + slots + put_text(frame.worker, "worker", 64)
-    if isinstance(frame, Stale):
-        codes = b"".join(varint(age) + varint(slot) + varint(code) for age, slot, code in frame.codes)
-        return bytes((STALE,)) + step + varint(len(frame.codes)) + codes
     if isinstance(frame, Digest):
         return bytes((DIGEST,)) + step + frame.digest + chain
     if isinstance(frame, Snap):
@@ -212,16 +199,6 @@ def _unpack_body(r: Reader, codec: Codec, settings: int, chain: bytes) -> Frame:
             raise FormatError(f"joins: {joins} where 0 or 1 belongs", at)
         epoch, first = r.varint("epoch", _MAX_EPOCH), r.varint("first slot", MAX_SLOTS)
         return Member(step, bool(joins), epoch, first, r.varint("slots", MAX_SLOTS), r.text("worker", 64))
-    if kind == STALE:
-        late = tuple(
-            (
-                r.varint("age", step, 1),
-                r.varint("slot", MAX_SLOTS - 1),
-                r.varint("code", (1 << codec.bits) - 1),
-            )
-            for _ in range(r.varint("number of codes", _MAX_STALE))
-        )
-        return Stale(step, late)
     frame: Frame
     if kind == DIGEST:
         frame = Digest(step, r.take(16, "digest"))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from lowtide.errors import LowtideRuntimeError
 from lowtide.spsa._codec import ExponentRule
 from lowtide.spsa._commit import Commit
-from lowtide.spsa._frames import Batch, Digest, End, Frame, Member, Snap, Stale, unpack_frame
+from lowtide.spsa._frames import Batch, Digest, End, Frame, Member, Snap, unpack_frame
 from lowtide.spsa._header import Header, hyper_of, root
 from lowtide.spsa._method import Hyper
 from lowtide.spsa._wire import FormatError, Reader, Truncated
@@ -55,11 +55,10 @@ class Mark(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step of a run: what was committed, under which settings, with which late codes."""
+    """One step of a run: what was committed, under which settings."""
 
     commit: Commit
     hyper: Hyper
-    stale: tuple[tuple[int, int, int], ...]
 
 
 def tail_path(path: Path) -> Path:
@@ -213,10 +212,7 @@ class LogReader:
 
     def steps(self, upto: int | None = None) -> Iterator[Step]:
         """Every step in order, before step ``upto``."""
-        late: tuple[tuple[int, int, int], ...] = ()
         for mark in self.marks:
-            if isinstance(mark.frame, Stale):
-                late += mark.frame.codes
             if not isinstance(mark.frame, Batch):
                 continue
             values = list(mark.settings or (0.0,) * (2 * self.header.groups))
@@ -230,8 +226,7 @@ class LogReader:
                         _, index, value = changes.pop(0)
                         values[index] = value
                     hyper = hyper_of(tuple(values))
-                yield Step(commit, hyper, late)
-                late = ()
+                yield Step(commit, hyper)
 
     def digests(self) -> dict[int, bytes]:
         """Digests of the weights by the step before which they were taken."""
@@ -247,7 +242,7 @@ class LogReader:
         return [m.frame for m in self.marks if isinstance(m.frame, Snap)]
 
     def values(self) -> Iterator[tuple[int, list[tuple[int, float]]]]:
-        """(step, [(slot, g), ...]) of every step, decoded. Late codes are left out."""
+        """(step, [(slot, g), ...]) of every step, decoded."""
         codec = self.header.the_codec
         rule = ExponentRule(self.header.codec)
         for step in self.steps():

@@ -25,7 +25,6 @@ from lowtide.spsa._frames import (
     Event,
     Member,
     Snap,
-    Stale,
     changes_between,
     pack_batch,
     pack_event,
@@ -218,10 +217,6 @@ class LogWriter:
     def member(self, worker: str, *, joins: bool, epoch: int, first: int = 0, count: int = 0) -> None:
         """Record that a worker joined, with ``count`` slots from ``first`` on, or left."""
         self._event(Member(self.step, joins, epoch, first, count, worker))
-
-    def stale(self, codes: tuple[tuple[int, int, int], ...]) -> None:
-        """Record late codes (age in steps, slot, code) that count in :attr:`step`."""
-        self._event(Stale(self.step, tuple(codes)))
 
     def snapshot(self, path: str | Path) -> None:
         """Record that the state before :attr:`step` is in ``path``, a file in the log's own directory."""

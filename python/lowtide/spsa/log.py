@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lowtide.errors import LowtideValueError
-from lowtide.spsa._frames import Batch, Digest, Member, Snap, Stale
+from lowtide.spsa._frames import Batch, Digest, Member, Snap
 from lowtide.spsa._log import Cut, LogReader
 from lowtide.spsa._log_writer import LogWriter
 from lowtide.spsa._method import Method
@@ -26,7 +26,7 @@ class LogReport:
         complete: closed by its writer. cut: None, or what had to be left out.
         slots: smallest and largest number of slots of a step. contributions: codes of all steps.
         empty: steps in which nothing contributed. lr: first, smallest, largest and last learning rate of group 0.
-        g: median and largest magnitude of the derivatives. digests, members, snapshots, stale: counts.
+        g: median and largest magnitude of the derivatives. digests, members, snapshots: counts.
         bytes_per_step: of the whole file.
     """
 
@@ -51,7 +51,6 @@ class LogReport:
     digests: int
     members: int
     snapshots: int
-    stale: int
     bytes_per_step: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,9 +105,7 @@ def inspect(path: str | Path | LogReader, *, damage: str = "error") -> LogReport
         rates.append(step.hyper.lr[0])
         totals.append(step.commit.total)
         empty += not step.commit.codes
-    count = {
-        kind: sum(isinstance(m.frame, kind) for m in reader.marks) for kind in (Digest, Member, Snap, Stale)
-    }
+    count = {kind: sum(isinstance(m.frame, kind) for m in reader.marks) for kind in (Digest, Member, Snap)}
     return LogReport(
         path=str(reader.path),
         bytes=reader.size,
@@ -131,7 +128,6 @@ def inspect(path: str | Path | LogReader, *, damage: str = "error") -> LogReport
         digests=count[Digest],
         members=count[Member],
         snapshots=count[Snap],
-        stale=count[Stale],
         bytes_per_step=reader.size / max(1, reader.step - header.first_step),
     )
 
@@ -192,8 +188,6 @@ def compact(path: str | Path, out: str | Path, *, batch: int = 1024) -> tuple[in
                 log.member(
                     frame.worker, joins=frame.joins, epoch=frame.epoch, first=frame.first, count=frame.count
                 )
-            elif isinstance(frame, Stale):
-                log.stale(frame.codes)
             elif isinstance(frame, Snap) and same_place and (log.path.parent / frame.name).is_file():
                 log.snapshot(log.path.parent / frame.name)
     return reader.size, Path(out).stat().st_size
