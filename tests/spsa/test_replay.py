@@ -181,6 +181,52 @@ class TestRefuses:
         assert torch.equal(tensors["0.weight"], live[0].weight)
 
 
+class TestSnapshot:
+    @pytest.mark.parametrize("name", ["SPSA", "HiZOO", "ConMeZO"])
+    def test_replay_begins_there(self, tmp_path, name):
+        options = (
+            {"codec": "log8"} if name != "SPSA" else {"codec": "log8", "momentum": lt.spsa.SeedWindow(4, 0.9)}
+        )
+        model = make()
+        opt = getattr(lt.spsa, name)(
+            model.named_parameters(), 1e-2, module=model, log=tmp_path / "a.ltlog", **options
+        )
+        for t in range(20):
+            if t == 9:
+                opt.snapshot(tmp_path / "nine.safetensors")
+            opt.step(closure_of(model))
+        opt.close()
+        again = make(seed=8)  # its weights do not count
+        done = lt.spsa.replay(again, tmp_path / "a.ltlog", base=tmp_path / "nine.safetensors")
+        assert done.step == 20
+        assert equal(again, model)
+        with pytest.raises(lt.LowtideValueError, match=r"upto must be in \[9, 20\]"):
+            lt.spsa.replay(again, tmp_path / "a.ltlog", base=tmp_path / "nine.safetensors", upto=5)
+
+    def test_foreign_and_changed_files_are_refused(self, tmp_path):
+        model = make()
+        opt = lt.spsa.SPSA(model.named_parameters(), 1e-2, module=model, log=tmp_path / "a.ltlog")
+        path = tmp_path / "s.safetensors"
+        opt.snapshot(path)
+        opt.step(closure_of(model))
+        with pytest.raises(lt.LowtideValueError, match="beside the log"):
+            opt.snapshot("/tmp/elsewhere.safetensors")
+        opt.close()
+        before = bits(model)
+        raw = bytearray(path.read_bytes())
+        raw[-1] ^= 1
+        path.write_bytes(bytes(raw))
+        with pytest.raises(LogError, match="SHA-256"):
+            lt.spsa.replay(model, tmp_path / "a.ltlog", base=path)
+        (tmp_path / "t.safetensors").write_bytes(b"")
+        with pytest.raises(LogError, match=r"no snapshot t.safetensors; it names s.safetensors \(step 0\)"):
+            lt.spsa.replay(model, tmp_path / "a.ltlog", base=tmp_path / "t.safetensors")
+        assert all(torch.equal(a, b) for a, b in zip(before, bits(model), strict=True))
+        plain = lt.spsa.SPSA(model.named_parameters(), module=model)
+        with pytest.raises(lt.LowtideRuntimeError, match="no log"):
+            plain.snapshot(path)
+
+
 class TestContinue:
     def test_after_a_crash_from_the_base(self, tmp_path):
         """The weights are gone; base and log are there."""

@@ -33,6 +33,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", metavar="DIR", help="write the model to this new directory")
     parser.add_argument("--upto", type=int, metavar="N", help="stop before step N (default: all steps)")
     parser.add_argument(
+        "--snapshot",
+        metavar="FILE",
+        help="begin at this snapshot, which the log names, in place of MODEL's weights",
+    )
+    parser.add_argument(
         "--progress",
         choices=("auto", "on", "off"),
         default="auto",
@@ -59,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     for e in reader.header.manifest:  # models are loaded in float32; what was saved narrower is exact in both
         if e.name in named:
             named[e.name].data = named[e.name].data.to(getattr(torch, e.dtype))
-    done = replay(model, reader, upto=arguments.upto, progress=arguments.progress)
+    done = replay(model, reader, upto=arguments.upto, base=arguments.snapshot, progress=arguments.progress)
     print(
         f"{reader.path.name}: {done.step - reader.header.first_step:,} steps applied, {done.verified} digests equal, "
         f"weights {done.masters.digest().hex()}"

@@ -218,11 +218,15 @@ class LogWriter:
         """Record that a worker joined, with ``count`` slots from ``first`` on, or left."""
         self._event(Member(self.step, joins, epoch, first, count, worker))
 
+    def check_beside(self, path: Path) -> None:
+        """Refuse a snapshot in another directory: the log names it without one."""
+        if path.resolve().parent != self.path.resolve().parent:
+            raise LowtideValueError(f"path must be a file beside the log {self.path}, got {path}")
+
     def snapshot(self, path: str | Path) -> None:
         """Record that the state before :attr:`step` is in ``path``, a file in the log's own directory."""
         path = Path(path)
-        if path.resolve().parent != self.path.resolve().parent:
-            raise LowtideValueError(f"path must be a file beside the log {self.path}, got {path}")
+        self.check_beside(path)
         self._event(Snap(self.step, path.name, bytes.fromhex(sha256_file(path))))
 
     # ------------------------------------------------------------------ end

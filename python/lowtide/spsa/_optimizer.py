@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -369,6 +370,17 @@ class SPSA(Optimizer):
         steps = 0 if self.run_log is None else self.run_log.catch_up(self)
         self._sync()
         return steps
+
+    def snapshot(self, path: str | Path) -> None:
+        """Save the state before step :attr:`t` in a safetensors file beside the log, and name it there: a place where
+        ``replay(..., base=path)`` can begin.
+
+        Raises:
+            LowtideRuntimeError: there is no log. LowtideValueError: the path is elsewhere.
+        """
+        if self.run_log is None:
+            raise LowtideRuntimeError("snapshot: this run has no log; use state_dict(), or give log=")
+        self.run_log.snapshot(self, Path(path))
 
     def close(self) -> None:
         """Close the log and leave the communicator."""

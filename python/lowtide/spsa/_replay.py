@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
+from lowtide.spsa import _snapshot
 from lowtide.spsa._log import LogError, LogReader
 from lowtide.spsa._masters import FLOATS, Masters
 from lowtide.spsa._schedule import Schedule, StepUpdate
@@ -45,7 +46,7 @@ def replay(
     *,
     upto: int | None = None,
     verify: bool = True,
-    base: Mapping[str, Tensor] | None = None,
+    base: Mapping[str, Tensor] | str | Path | None = None,
     progress: str = "auto",
 ) -> Replayed:
     """Bring a model from the weights a run started from to those it had before step ``upto``, bit for bit.
@@ -59,7 +60,8 @@ def replay(
         upto: step to stop before; None: all that are logged.
         verify: compare the weights with every digest in the log on the way. Needs one copy of the weights, from which they
             are restored if a digest differs. Without it only the model's names and shapes are compared.
-        base: the weights to start from by name; None: the model's.
+        base: the weights to start from by name; or the path of a snapshot that the log names (``SPSA.snapshot``), to start at
+            its step; None: the model's.
         progress: ``"on"``, ``"off"`` or ``"auto"`` (a bar where stderr is a terminal and tqdm is there).
 
     Returns:
@@ -83,21 +85,31 @@ def replay(
     reader = log if isinstance(log, LogReader) else LogReader(log)
     header = reader.header
     stop = reader.step if upto is None else upto
-    if not header.first_step <= stop <= reader.step:
+    start, state, elements = header.first_step, header.state, None
+    source: Mapping[str, Tensor] | None
+    if isinstance(base, (str, Path)):
+        start, source, state, elements = _snapshot.load(Path(base), reader)
+    else:
+        source = base
+    if not start <= stop <= reader.step:
         raise LowtideValueError(
-            f"upto must be in [{header.first_step}, {reader.step}], the steps in the log, got {upto!r}"
+            f"upto must be in [{start}, {reader.step}], the steps in the log, got {upto!r}"
         )
     live = _tensors(model)
-    tensors, apart = _masters(reader, live, live if base is None else dict(base))
+    tensors, apart = _masters(reader, live, live if source is None else source)
     masters = Masters(tensors, header.manifest, seed=header.seed, method=header.method)
+    if masters.elements is not None and isinstance(base, (str, Path)):
+        if elements is None:
+            raise LogError(
+                f"{base}: lacks the state of {header.method.kind} for each weight; replay from the base weights"
+            )
+        masters.elements.load_state_dict(elements)
     schedule = Schedule(header.method, header.codec, header.seed)
-    if header.state is not None:
-        schedule.load_state_dict(header.state)
+    if state is not None:
+        schedule.load_state_dict(state)
     backup = [t.clone() for t in masters.tensors] if verify and not apart else []
     try:
-        verified = advance(
-            masters, schedule, reader, header.first_step, stop, verify=verify, progress=progress
-        )
+        verified = advance(masters, schedule, reader, start, stop, verify=verify, progress=progress)
     except BaseException:
         for t, old in zip(masters.tensors, backup, strict=False):
             t.copy_(old)
@@ -132,14 +144,13 @@ def advance(
     """
     header = reader.header
     digests = reader.digests() if verify else {}
-    if verify and start == header.first_step:
-        digests.setdefault(start, header.base_digest)
-        if masters.digest() != header.base_digest:
-            raise LogError(
-                f"{reader.path}: the model's weights are not those the run started from (digest {masters.digest().hex()}, "
-                f"the log has {header.base_digest.hex()}); load the base weights first, or pass them as base"
-            )
-    verified = int(verify and start == header.first_step)
+    expected = header.base_digest if start == header.first_step else digests.get(start)
+    if verify and expected is not None and masters.digest() != expected:
+        raise LogError(
+            f"{reader.path}: the model's weights are not those the run started from (digest {masters.digest().hex()}, "
+            f"the log has {expected.hex()}); load the base weights first, or pass them as base"
+        )
+    verified = int(verify and expected is not None)
     good, directions = start, 0
     chunk: list[StepUpdate] = []
     with _bar(progress, stop - start) as bar:

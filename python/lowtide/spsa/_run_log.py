@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowtide.errors import LowtideTypeError
+from lowtide.spsa import _snapshot
 from lowtide.spsa._header import Header
 from lowtide.spsa._log import LogError, LogReader
 from lowtide.spsa._log_writer import LogWriter, check_same_run
@@ -59,6 +60,13 @@ class RunLog:
         if self.writer is not None and 0 < self.writer.step == opt.t:
             self._digest(opt, self.writer)
         self.close()
+
+    def snapshot(self, opt: SPSA, path: Path) -> None:
+        """Save the optimizer's state beside the log and name it there."""
+        writer = self.open(opt)
+        writer.check_beside(path)
+        _snapshot.save(path, opt.masters, opt.schedule, opt.t)
+        writer.snapshot(path)
 
     def open(self, opt: SPSA) -> LogWriter:
         """The writer; the first time, the file is made, or checked and continued.
