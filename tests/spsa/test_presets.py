@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,6 +92,43 @@ def test_qzo_moves_scales_and_no_code(bits: int) -> None:
     assert min(float(t.min()) for _, t in spsa.quantized_scales(model)) == 0.0
     with pytest.raises(lt.LowtideValueError, match="quantize_model_"):
         spsa.QZO(network())
+
+
+@pytest.mark.parametrize(("bits", "scheme"), [(8, "asymmetric"), (8, "symmetric"), (4, "asymmetric")])
+def test_quzo_moves_codes_and_no_scale(bits: int, scheme: str, tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        model = network()
+        return lt.quant.quantize_model_(model, weights=f"int{bits}", group=32, skip=(), scheme=scheme)
+
+    model, again = make(), make()
+    start = copy.deepcopy(model.state_dict())
+    opt = spsa.QuZO(
+        model.named_parameters(), lr=5e-3, eps=2e-2, directions=4, module=model, log=tmp_path / "run.ltlog"
+    )
+    assert [(e.name, e.dtype) for e in opt.manifest][:2] == [("0.weight", "uint8"), ("0.bias", "float32")]
+    seen: list[Tensor] = []
+
+    model[0].register_forward_hook(lambda m, *_: seen.append(m.weight.data.clone()))
+    losses = [opt.step(loss_of(model)) for _ in range(60)]
+    opt.close()
+    assert statistics.mean(losses[-10:]) < 0.8 * losses[0]
+    # The probes of a pair are mirror images but where a code saturates, and not the weights themselves.
+    plus, minus, base = (t.int() for t in (seen[0], seen[1], start["0.weight"]))
+    if bits == 8:
+        inside = (plus > 1) & (plus < 255) & (minus > 1) & (minus < 255)
+        assert bool((plus != base)[inside].any())
+        assert torch.equal((plus + minus)[inside], 2 * base[inside])
+    changed = {n for n, t in model.state_dict().items() if not torch.equal(t, start[n])}
+    assert changed == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    spsa.replay(again, tmp_path / "run.ltlog")
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+    frozen = spsa.MeZO(model.named_parameters(), module=model)
+    assert [e.name for e in frozen.manifest] == ["0.bias", "2.bias"]
+    with pytest.raises(lt.LowtideValueError, match="packed codes"):
+        spsa.QuZO(model.named_parameters(), keep=0.5, module=model)
 
 
 def test_hizoo_without_rate_is_mezo_and_learns_the_curvature() -> None:

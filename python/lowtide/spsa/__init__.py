@@ -16,7 +16,18 @@ from lowtide.spsa._privacy import Privacy
 from lowtide.spsa._probes import Probe
 from lowtide.spsa._replay import Replayed, replay
 from lowtide.spsa._schedule import Schedule, StepUpdate, updates_of
-from lowtide.spsa.presets import FZOO, LOZO, QZO, ConMeZO, FedKSeed, HiZOO, MeZO, SparseMeZO, quantized_scales
+from lowtide.spsa.presets import (
+    FZOO,
+    LOZO,
+    QZO,
+    ConMeZO,
+    FedKSeed,
+    HiZOO,
+    MeZO,
+    QuZO,
+    SparseMeZO,
+    quantized_scales,
+)
 
 __all__ = [
     "CODECS",
@@ -43,6 +54,7 @@ __all__ = [
     "Method",
     "Privacy",
     "Probe",
+    "QuZO",
     "Replayed",
     "Schedule",
     "SeedWindow",

@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import groupby
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,7 +18,11 @@ from lowtide.spsa import _reference
 from lowtide.spsa._elementwise import Elementwise
 from lowtide.spsa._manifest import Entry, Manifest
 from lowtide.spsa._method import Method
+from lowtide.spsa._packed import check_packed, perturb_codes, quant_of, replay_codes, schedule_of
 from lowtide.spsa._schedule import StepUpdate, float32
+
+if TYPE_CHECKING:
+    from lowtide.quant._weight import QuantWeight
 
 #: (dir_step, dir_slot) of a direction in the random streams.
 Address = tuple[int, int]
@@ -51,7 +56,8 @@ class Masters:
     """Tensors by name, in the manifest's order.
 
     Args:
-        tensors: name -> tensor of the manifest's shape and dtype; changed in place.
+        tensors: name -> tensor of the manifest's shape and dtype; changed in place. Packed codes (uint8): the parameter of
+            their :class:`lowtide.quant.Linear`.
         manifest: what they are.
         seed: of the run, 63 bits.
         method: constants of the run.
@@ -65,6 +71,8 @@ class Masters:
     ) -> None:
         self.manifest, self.seed, self.method = manifest, seed, method or Method()
         self.tensors: list[Tensor] = []
+        #: What the codes of packed weights mean, by id.
+        self.packed: dict[int, QuantWeight] = {}
         for e in manifest:
             t = tensors.get(e.name)
             if t is None:
@@ -73,7 +81,10 @@ class Masters:
                 raise LowtideValueError(
                     f"tensors: {e.name} must be {e.dtype} of shape {e.shape}, got {t.dtype} of shape {tuple(t.shape)}"
                 )
-            check_master(e.name, t)
+            if e.dtype == "uint8":
+                self.packed[e.param] = check_packed(e, quant_of(t))
+            else:
+                check_master(e.name, t)
             self.tensors.append(t.detach())
         self._plans: dict[tuple[int, ...], _Plan] = {}
         #: State of methods that keep a number for each weight.
@@ -92,7 +103,10 @@ class Masters:
 
     def low_rank(self, e: Entry) -> bool:
         """Whether LOZO's factors, and not a dense direction, move this tensor."""
-        return self.method.rank > 0 and len(e.shape) >= 2
+        return self.method.rank > 0 and len(e.shape) >= 2 and e.dtype != "uint8"
+
+    def _dense(self, e: Entry) -> bool:
+        return not self.low_rank(e) and e.param not in self.packed
 
     def perturb(self, outs: Sequence[Tensor], ids: Sequence[int], eps: float, address: Address) -> None:
         """outs[i] = master + eps s z of the tensors ``ids``.
@@ -112,7 +126,9 @@ class Masters:
         which = tuple(ids)
         for out, i in zip(outs, which, strict=True):
             e = self.manifest.entries[i]
-            if self.low_rank(e):
+            if (quant := self.packed.get(i)) is not None:
+                perturb_codes(out, self.tensors[i], quant, e, eps, self.seed, self.method.dist_id, address)
+            elif self.low_rank(e):
                 z = self._direction(e, step, slot)
                 _reference.perturb(out, self.tensors[i], float32(eps * e.scale), z, e.threshold)
         plan = self._plans.get(which)
@@ -128,7 +144,7 @@ class Masters:
 
     def _plan(self, which: Sequence[int]) -> _Plan:
         entries = [self.manifest.entries[i] for i in which]
-        dense = [(k, e) for k, e in enumerate(entries) if not self.low_rank(e)]
+        dense = [(k, e) for k, e in enumerate(entries) if self._dense(e)]
         return _Plan(
             [k for k, _ in dense],
             [e.param for _, e in dense],
@@ -181,9 +197,16 @@ class Masters:
             decay = decay if decays else 1.0
             if coeffs or decay != 1.0:
                 steps.append((update, decay, coeffs))
-        dense = [e for e in entries if not self.low_rank(e)]
-        if dense and steps:
-            counts = [0, *accumulate(len(coeffs) for _, _, coeffs in steps)]
+        if not steps:
+            return
+        dense = [e for e in entries if self._dense(e)]
+        schedule = schedule_of(
+            [
+                (u.step, d, [(a, b, c) for (a, b, _), c in zip(u.directions, coeffs, strict=True)])
+                for u, d, coeffs in steps
+            ]
+        )
+        if dense:
             ops.spsa_replay_list_(
                 [self.tensors[e.param] for e in dense],
                 [e.param for e in dense],
@@ -192,17 +215,11 @@ class Masters:
                 [e.floor for e in dense],
                 self.seed,
                 self.method.dist_id,
-                round_steps=torch.tensor([u.step for u, _, _ in steps], dtype=torch.int64),
-                decays=torch.tensor([d for _, d, _ in steps], dtype=torch.float32),
-                first=torch.tensor(counts, dtype=torch.int64),
-                dir_steps=torch.tensor(
-                    [s for u, _, _ in steps for s, _, _ in u.directions], dtype=torch.int64
-                ),
-                dir_slots=torch.tensor(
-                    [s for u, _, _ in steps for _, s, _ in u.directions], dtype=torch.int64
-                ),
-                coeffs=torch.tensor([c for _, _, coeffs in steps for c in coeffs], dtype=torch.float32),
+                *schedule,
             )
+        for e in entries:
+            if (quant := self.packed.get(e.param)) is not None:
+                replay_codes(self.tensors[e.param], quant, e, self.seed, self.method.dist_id, schedule)
         for e in entries:
             if not self.low_rank(e):
                 continue

@@ -22,6 +22,7 @@ from lowtide.spsa._estimators import Measured, difference, measure
 from lowtide.spsa._manifest import Manifest
 from lowtide.spsa._masters import Masters
 from lowtide.spsa._method import Hyper, Method, SeedWindow
+from lowtide.spsa._packed import quant_of
 from lowtide.spsa._privacy import Privacy
 from lowtide.spsa._probe_fused import FusedProbe
 from lowtide.spsa._probe_scratch import ScratchProbe
@@ -51,7 +52,7 @@ class SPSA(Optimizer):
     Args:
         params: ``model.named_parameters()``, parameters, or groups of them with keys ``lr``, ``weight_decay``, ``scale`` (layer
             scale: probes and updates go along scale z; ``"rms"``: the weight's root mean square; ``"norm"``: proportional to it, 1 on average), ``keep``
-            (fraction of smallest elements that may move: Sparse-MeZO), ``floor`` (least value). Frozen parameters are left alone.
+            (fraction of smallest elements that may move: Sparse-MeZO), ``floor`` (least value), ``packed`` (INT8 and INT4 codes of :class:`lowtide.quant.Linear` move too: QuZO). Frozen parameters are left alone.
         lr: learning rate, >= 0.
         eps: distance of the probes, > 0.
         directions: directions a step (slots).
@@ -108,6 +109,7 @@ class SPSA(Optimizer):
         scale: float | str = 1.0,
         keep: float | None = None,
         floor: float = -math.inf,
+        packed: bool = False,
         lr_factor: Callable[[int], float] | None = None,
     ) -> None:
         if rounding != "auto":
@@ -166,7 +168,8 @@ class SPSA(Optimizer):
         self._reduce = difference if privacy is None else privacy.reduce
         self._ready = False
         defaults = {
-            "lr": lr, "weight_decay": weight_decay, "scale": scale, "keep": keep, "floor": floor
+            "lr": lr, "weight_decay": weight_decay, "scale": scale, "keep": keep, "floor": floor,
+            "packed": packed,
         }  # fmt: skip
         super().__init__(params, defaults)
         if comm is not None and method.kind != "plain":
@@ -209,7 +212,10 @@ class SPSA(Optimizer):
         tensors = master_tensors(rows, self._masters_arg, names)
         self.manifest: Manifest = build_manifest(self.param_groups, tensors, self._module)
         self.masters = Masters(
-            {e.name: t for e, t in zip(self.manifest, tensors, strict=True)},
+            {
+                e.name: p if quant_of(p) is not None else t
+                for e, t, (_, p, _) in zip(self.manifest, tensors, rows, strict=True)
+            },
             self.manifest, seed=self.seed, method=self.method,
         )  # fmt: skip
         self._live = [p for _, p, _ in rows]

@@ -17,6 +17,7 @@ from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.spsa import _snapshot
 from lowtide.spsa._log import LogError, LogReader
 from lowtide.spsa._masters import FLOATS, Masters
+from lowtide.spsa._packed import quant_of
 from lowtide.spsa._schedule import Schedule, StepUpdate
 
 #: (slot, value) of a step's contributions.
@@ -192,7 +193,7 @@ def _tensors(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
             *model.named_parameters(remove_duplicate=False),
             *model.named_buffers(remove_duplicate=False),
         ]
-        return {name: t.detach() for name, t in named}
+        return {name: t if quant_of(t) is not None else t.detach() for name, t in named}
     raise LowtideTypeError(
         f"model must be a module or a mapping from names to tensors, got {type(model).__name__}"
     )

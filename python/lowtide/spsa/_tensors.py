@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.spsa._manifest import Entry, Manifest
 from lowtide.spsa._masters import check_master
+from lowtide.spsa._packed import quant_of
 
 #: Keys of a group besides torch's own.
-GROUP_KEYS = {"params", "param_names", "lr", "weight_decay", "scale", "keep", "floor", "initial_lr"}
+GROUP_KEYS = {"params", "param_names", "lr", "weight_decay", "scale", "keep", "floor", "packed", "initial_lr"}
 
 
 def check_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -43,12 +44,18 @@ def check_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
 
 
 def trained(groups: Sequence[Mapping[str, Any]]) -> list[tuple[int, Tensor, str | None]]:
-    """(group, tensor, name or None) of what is trained: all but parameters that do not require grad."""
+    """(group, tensor, name or None) of what is trained: all but parameters that do not require grad. Packed codes never do:
+    groups with ``packed`` train them."""
     found = []
     for g, group in enumerate(groups):
         names = group.get("param_names") or [None] * len(group["params"])
         for p, name in zip(group["params"], names, strict=True):
-            if p.requires_grad or not isinstance(p, nn.Parameter):
+            quant = quant_of(p)
+            if quant is not None:
+                wanted = bool(group["packed"]) and quant.trainable
+            else:
+                wanted = p.requires_grad or not isinstance(p, nn.Parameter)
+            if wanted:
                 found.append((g, p, name))
     return found
 
@@ -86,9 +93,15 @@ def build_manifest(
     """
     rows = trained(groups)
     by_id = names_of(module)
+    for g, p, name in rows:
+        if quant_of(p) is not None and (groups[g]["keep"] or groups[g]["scale"] in ("norm", "rms")):
+            raise LowtideValueError(
+                f"params: {name or 'a parameter'} holds packed codes, which have no magnitudes: leave out keep, 'norm' and 'rms'"
+            )
     rms = [max(_rms(w), 1e-3) for w in masters]
-    total = sum(w.numel() for w in masters)
-    mean = math.sqrt(sum(r * r * w.numel() for r, w in zip(rms, masters, strict=True)) / max(total, 1))
+    sizes = [0 if w.dtype == torch.uint8 else w.numel() for w in masters]
+    total = sum(sizes)
+    mean = math.sqrt(sum(r * r * n for r, n in zip(rms, sizes, strict=True)) / max(total, 1))
     entries = []
     for i, ((g, p, name), w, size) in enumerate(zip(rows, masters, rms, strict=True)):
         known = by_id.get(id(p), [])
@@ -136,6 +149,7 @@ def master_tensors(
         raise LowtideTypeError(
             f"masters must be 'model', 'float32' or a mapping from names to tensors, got {masters!r}"
         )
-    for name, t in zip(names, kept, strict=True):
-        check_master(name, t)
+    for name, p, t in zip(names, live, kept, strict=True):
+        if quant_of(p) is None:
+            check_master(name, t)
     return kept

@@ -147,6 +147,22 @@ class QZO(SPSA):
         super().__init__(scales, lr, eps, clip=clip, **settings)
 
 
+class QuZO(SPSA):
+    """QuZO (2502.12346): INT8 or INT4 codes move by whole steps, scales stay. A direction is rounded stochastically to the grid for
+    the probes and, independently, for the update. The rest of the parameters moves as in MeZO."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-6,
+        eps: float = 1e-3,
+        *,
+        dist: str = "gaussian",
+        **options: Any,
+    ) -> None:
+        super().__init__(params, lr, eps, dist=dist, packed=True, **options)
+
+
 class FedKSeed(SPSA):
     """FedKSeed (2312.06353): every direction is one of ``seeds`` candidates, so that a run's history is that many numbers
     (:attr:`accumulators`) however long it was, and :meth:`rebuild` makes the weights from them. The authors' K 4096, lr 3e-7,
