@@ -247,6 +247,7 @@ def test_lora_trains_adapters_only() -> None:
         (lambda p: spsa.ConMeZO(p, directions=2, probe="snapshot"), "directions"),
         (lambda p: spsa.LOZO(p, rank=9, probe="snapshot"), "rank"),
         (lambda p: spsa.LOZO(p, interval=0, probe="snapshot"), "interval"),
+        (lambda p: spsa.LOZO(p, keep=0.5, probe="snapshot"), "low rank"),
         (lambda p: spsa.FedKSeed(p, seeds=0, probe="snapshot"), "seeds"),
         (lambda p: spsa.HiZOO(p, comm=object(), probe="snapshot"), "comm"),
         (lambda p: spsa.HiZOO([q.bfloat16() for q in p], probe="snapshot"), "masters='float32'"),

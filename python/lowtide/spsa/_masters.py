@@ -14,12 +14,11 @@ from torch import Tensor
 
 from lowtide import ops
 from lowtide.errors import LowtideTypeError, LowtideValueError
-from lowtide.spsa import _reference
 from lowtide.spsa._elementwise import Elementwise
 from lowtide.spsa._manifest import Entry, Manifest
 from lowtide.spsa._method import Method
 from lowtide.spsa._packed import check_packed, perturb_codes, quant_of, replay_codes, schedule_of
-from lowtide.spsa._schedule import StepUpdate, float32
+from lowtide.spsa._schedule import StepUpdate
 
 if TYPE_CHECKING:
     from lowtide.quant._weight import QuantWeight
@@ -129,8 +128,17 @@ class Masters:
             if (quant := self.packed.get(i)) is not None:
                 perturb_codes(out, self.tensors[i], quant, e, eps, self.seed, self.method.dist_id, address)
             elif self.low_rank(e):
-                z = self._direction(e, step, slot)
-                _reference.perturb(out, self.tensors[i], float32(eps * e.scale), z, e.threshold)
+                ops.spsa_low_rank_perturb(
+                    out,
+                    self.tensors[i],
+                    eps * e.scale,
+                    self.seed,
+                    step,
+                    self._v_step(step),
+                    slot,
+                    e.param,
+                    self.method.rank,
+                )
         plan = self._plans.get(which)
         if plan is None:
             plan = self._plans[which] = self._plan(which)
@@ -168,12 +176,9 @@ class Masters:
         )  # fmt: skip
         return True
 
-    def _direction(self, e: Entry, step: int, slot: int) -> Tensor:
-        m = self.method
-        if self.low_rank(e):
-            v_step = step - step % m.interval
-            return _reference.low_rank_direction(e.shape, self.seed, step, v_step, slot, e.param, m.rank)
-        return _reference.direction(e.shape, self.seed, step, slot, e.param, m.dist_id)
+    def _v_step(self, step: int) -> int:
+        """Step at which LOZO drew the V in use."""
+        return step - step % self.method.interval
 
     # ------------------------------------------------------------------ updates
 
@@ -218,20 +223,14 @@ class Masters:
                 *schedule,
             )
         for e in entries:
+            w, dist = self.tensors[e.param], self.method.dist_id
             if (quant := self.packed.get(e.param)) is not None:
-                replay_codes(self.tensors[e.param], quant, e, self.seed, self.method.dist_id, schedule)
-        for e in entries:
-            if not self.low_rank(e):
-                continue
-            for update, decay, coeffs in steps:
-                terms = [
-                    (c, self._direction(e, step, slot))
-                    for (step, slot, _), c in zip(update.directions, coeffs, strict=True)
-                ]
-                _reference.apply(
-                    self.tensors[e.param], terms, scale=e.scale, threshold=e.threshold, floor=e.floor,
-                    decay=decay, seed=self.seed, round_step=update.step, param=e.param,
-                )  # fmt: skip
+                replay_codes(w, quant, e, self.seed, dist, schedule)
+            elif self.low_rank(e):
+                v_steps = torch.tensor([self._v_step(s) for s in schedule[3].tolist()], dtype=torch.int64)
+                ops.spsa_low_rank_replay_(
+                    w, e.scale, self.seed, e.param, self.method.rank, *schedule[:4], v_steps, *schedule[4:]
+                )
 
     # ------------------------------------------------------------------ digests
 

@@ -207,6 +207,10 @@ class SPSA(Optimizer):
         rows = trained(self.param_groups)
         if not rows:
             raise LowtideValueError("params: nothing to train, every parameter is frozen")
+        if self.method.rank and any(g["keep"] or g["floor"] > -math.inf for g in self.param_groups):
+            raise LowtideValueError(
+                "keep and floor cannot be used with directions of low rank; leave them out"
+            )
         by_id = names_of(self._module)
         names = [n or by_id.get(id(p), [f"param{i}"])[0] for i, (_, p, n) in enumerate(rows)]
         tensors = master_tensors(rows, self._masters_arg, names)
