@@ -179,6 +179,28 @@ def test_a_closure_may_call_the_model_several_times() -> None:
     assert got == pytest.approx(want, abs=5e-5)
 
 
+def test_a_transformers_model_with_padding_and_a_tied_head() -> None:
+    transformers = pytest.importorskip("transformers", reason="the test runs one of its models")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    ids = torch.randint(0, 128, (4, 17))
+    mask = torch.ones_like(ids)
+    mask[1, 10:] = 0
+
+    def closure(use_cache: bool = False) -> torch.Tensor:
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=use_cache).logits
+        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+    want = slope("scratch", model, closure)[0]
+    assert slope("fused", model, closure)[0] == pytest.approx(want, abs=5e-5)
+    with pytest.raises(lt.LowtideError, match="use_cache=False"):
+        slope("fused", model, lambda: closure(True))
+
+
 def test_a_model_that_is_one_linear_layer() -> None:
     torch.manual_seed(0)
     model, x = nn.Linear(5, 3), torch.randn(4, 5)
