@@ -131,6 +131,33 @@ def test_quzo_moves_codes_and_no_scale(bits: int, scheme: str, tmp_path: Path) -
         spsa.QuZO(model.named_parameters(), keep=0.5, module=model)
 
 
+@pytest.mark.parametrize("name", ["LOZO", "HiZOO", "SparseMeZO", "QuZO", "QZO"])
+def test_methods_with_the_fused_probe(name: str) -> None:
+    """Losses as with the scratch probe, up to the order of sums in a product."""
+    losses = []
+    for probe in ("scratch", "fused"):
+        model = network()
+        options: dict[str, Any] = {"lr": 0.0, "eps": 0.05, "probe": probe, "module": model}
+        if name in ("QuZO", "QZO"):
+            lt.quant.quantize_model_(model, weights="int8", group=32, skip=())
+        if name == "QZO":
+            opt: spsa.SPSA = spsa.QZO(model, **options)
+        else:
+            opt = getattr(spsa, name)(model.named_parameters(), **options)
+        seen: list[float] = []
+
+        def closure(model: nn.Module = model, seen: list[float] = seen) -> Tensor:
+            loss = (model(X) - Y).square().mean()
+            seen.append(float(loss.detach()))
+            return loss
+
+        for _ in range(2):
+            opt.step(closure)
+        losses.append(seen[-2:])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert abs(losses[0][0] - losses[0][1]) > 1e-4
+
+
 def test_hizoo_without_rate_is_mezo_and_learns_the_curvature() -> None:
     a, b = network(), network()
     one = spsa.HiZOO(a.named_parameters(), 1e-3, alpha=0.0, module=a)

@@ -257,7 +257,8 @@ class FusedProbe(ScratchProbe):
             error = max(_norm(p - wp), _norm(m - wm))
             spread, size = _norm(wp - wm), _norm(wp)
             # A sign applied to the wrong half shows as a good part of the spread; the rest is rounding.
-            rounding = max(torch.finfo(t.dtype).eps for t in self.live) * size * 4
+            floats = [torch.finfo(t.dtype).eps for t in self.live if t.is_floating_point()]
+            rounding = max(floats, default=2.0**-23) * size * 4
             if math.isfinite(size) and error > 0.02 * spread + rounding:
                 raise _fail(
                     f"the doubled batch gives outputs that are off by {error:.3g} (the two ends differ by {spread:.3g}), so the "
