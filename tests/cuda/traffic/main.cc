@@ -4,6 +4,7 @@
 // emulator writes what did move; check_traffic.py compares.
 #include <cuda_runtime_api.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <string>
@@ -19,6 +20,8 @@
 #include "quant/group_map_cuda.h"
 #include "quant/requant_cuda.h"
 #include "random/stream_cuda.h"
+#include "spsa/digest_cuda.h"
+#include "spsa/replay_cuda.h"
 
 namespace {
 
@@ -164,9 +167,28 @@ void steps() {
                                     nullptr));
 }
 
+// Of float32 only: beside half the bytes, the schedule, which every warp reads from cache, shows.
+void zeroth_order() {
+  using namespace spsa;
+  float* w = filled(kN, 0.5f);
+  uint64_t* sum = filled(1, uint64_t{0});
+  ran("spsa::digest_sum<4>", 4 * kN, spsa::cuda::digest(sum, w, 4, kN, 0, nullptr));
+  ran("spsa::digest_sum<2>", 2 * kN, spsa::cuda::digest(sum, w, 2, kN, 0, nullptr));
+  const Step* steps = filled(1, Step{{1, 2}, 0.5f, 0, 1});
+  const Direction* directions = filled(1, Direction{{3, 4}, 1e-3f});
+  ReplayTensor t;
+  t.n = kN, t.w = w, t.threshold = HUGE_VALF, t.floor = -HUGE_VALF;
+  const auto replay = [&](const char* kernel, int64_t bytes, random::Dist dist) {
+    ran(kernel, bytes * kN, spsa::cuda::replay({t}, steps, 1, directions, dist, nullptr));
+  };
+  replay("spsa::replay_chunks<0, 0>", 8, random::Dist::rademacher);
+  replay("spsa::replay_chunks<1, 0>", 8, random::Dist::gaussian);
+}
+
 }  // namespace
 
 int main() {
+  zeroth_order();
   streams();
   codecs();
   steps();
