@@ -102,6 +102,29 @@ def test_named_methods_replay(tmp_path, name):
     assert equal(live, again)
 
 
+def test_scales_of_a_quantized_model_replay(tmp_path):
+    """QZO moves buffers, with a floor."""
+
+    def quantized():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1)).eval()
+        lt.quant.quantize_model_(model, weights="int4", group=32, skip=())
+        return model
+
+    live, again = quantized(), quantized()
+    opt = lt.spsa.QZO(live, lr=1.0, log=tmp_path / "a.ltlog", codec="log8")
+    for _ in range(15):
+        opt.step(lambda: (live(X) - Y).square().mean())
+    opt.close()
+    before = {n: b.clone() for n, b in again.named_buffers()}
+    lt.spsa.replay(again, tmp_path / "a.ltlog")
+    moved = 0
+    for (name, p), q in zip(live.named_buffers(), again.buffers(), strict=True):
+        assert torch.equal(p, q), name
+        moved += not torch.equal(q, before[name])
+    assert moved == 2
+
+
 def test_masters_apart(tmp_path):
     """float32 masters beside a bfloat16 model."""
     live, again = make(torch.bfloat16), make(torch.bfloat16)
