@@ -15,7 +15,7 @@ from lowtide.errors import LowtideValueError
 from lowtide.spsa._codec import CODECS
 from lowtide.spsa._commit import Commit
 from lowtide.spsa._header import Header
-from lowtide.spsa._log import LogError, LogReader, LogWarning, tail_path
+from lowtide.spsa._log import LogError, LogReader, LogWarning, read_bounded, tail_path
 from lowtide.spsa._log_writer import LogWriter
 from lowtide.spsa._manifest import Entry, Manifest
 from lowtide.spsa._method import Hyper, Method
@@ -210,6 +210,31 @@ class TestCrash:
             file.write(bytes(4096))
         with pytest.warns(LogWarning, match="4096 bytes"):
             assert [s.commit for s in LogReader(tmp_path / "a.ltlog").steps()] == run
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3, 4, 9])
+def test_a_log_can_be_read_while_it_is_written(tmp_path, monkeypatch, ahead):
+    """The writer goes on between the two files that a reader opens: no warning, and nothing out of place."""
+    path, run = tmp_path / "a.ltlog", commits(20)
+    log = write(path, run[:7], batch=4, close=False)
+    files = []
+
+    def reading(name, *most):
+        data = read_bounded(name, *most)
+        if not files:
+            for c in run[7 : 7 + ahead]:
+                log.append(c, hyper())
+        files.append(name)
+        return data
+
+    monkeypatch.setattr("lowtide.spsa._log.read_bounded", reading)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reader = LogReader(path)
+    assert len(files) == 2
+    assert [s.commit for s in reader.steps()] == run[: reader.step]
+    assert reader.step >= 7
+    log.close()
 
 
 class TestDamage:

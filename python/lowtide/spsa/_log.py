@@ -97,8 +97,9 @@ class LogReader:
     def __init__(self, path: str | Path, *, damage: str = "error") -> None:
         self.path = Path(path)
         tail_file = tail_path(self.path)
-        data = read_bounded(self.path)
+        # The tail first: a writer that goes on meanwhile moves its steps into the log, and then they are there twice.
         tail = read_bounded(tail_file) if tail_file.is_file() else b""
+        data = read_bounded(self.path)
         self._read(data, tail, damage)
 
     @classmethod
