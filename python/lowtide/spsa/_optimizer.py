@@ -298,7 +298,8 @@ class SPSA(Optimizer):
         self.t += 1
         if self.run_log is not None:
             self.run_log.applied(self)
-        if not isinstance(self.comm, Local) and self.t % _run_log.DIGEST_EVERY == 0:
+        early = self.t & (self.t - 1) == 0  # 1, 2, 4, ...: workers with other settings show soon
+        if not isinstance(self.comm, Local) and (early or self.t % _run_log.DIGEST_EVERY == 0):
             self.comm.digest(self.t, self.masters.digest())
         return update
 

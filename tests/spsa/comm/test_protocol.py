@@ -352,3 +352,26 @@ def test_any_messages_from_a_holder_of_the_key_are_survived() -> None:
             for _, out in node.outbox:
                 encode(out, LOG8)
             node.outbox.clear()
+
+
+def test_all_may_leave_at_once_and_others_come() -> None:
+    sim = started(18)
+    for name in "abcd":
+        node = sim.node(name)
+        node.leave()
+        sim._flush(node.me.node)
+        sim.hosts[node.me.node].alive = False
+    sim.run(1.0)
+    assert len(sim.leader.config.members) == 1
+    sim.worker("e", log=sim.leader.history)
+    sim.settle(5)
+
+
+def test_a_newcomer_hears_of_a_lost_quorum() -> None:
+    sim = started(19)
+    for name in "abcd":
+        sim.kill(sim.node(name).me.node)
+    sim.run(6.0)
+    node = sim.hosts[sim.worker("e")].node
+    sim.run(2.0)
+    assert node.refused.startswith("quorum")

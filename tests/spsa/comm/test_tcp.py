@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
+import lowtide as lt
 from lowtide.errors import LowtideValueError
 from lowtide.spsa import Commit
 from lowtide.spsa.comm import TCP, CommError, DivergedError, Hello, Limits, Sequencer, Settings
@@ -149,6 +151,32 @@ def test_divergence_is_told_to_the_one_that_diverged() -> None:
         comms[1].close()
         results = at_once([lambda c=c: train(c, 30, 10) for c in (comms[0], comms[2])])  # type: ignore[misc]
         assert results[0] == results[1]
+
+
+def test_workers_with_another_learning_rate_are_found_out() -> None:
+    def run(address: str, name: str, lr: float) -> str:
+        model = torch.nn.Linear(4, 1)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.fill_(0.1)
+        comm = worker(address, name)
+        opt = lt.spsa.SPSA(model.named_parameters(), lr=lr, seed=3, module=model, comm=comm)
+        try:
+            for _ in range(30):
+                opt.step(lambda: (model(torch.ones(2, 4)) - 1.0).square().mean())
+                time.sleep(0.01)
+            return "trained"
+        except DivergedError:
+            return "diverged"
+        finally:
+            comm.close()
+
+    with sequencer(slots=3) as seq:
+        rates = {"a": 1e-2, "b": 1e-2, "c": 2e-2}
+        results = at_once([lambda n=n, lr=lr: run(seq.address, n, lr) for n, lr in rates.items()])  # type: ignore[misc]
+        assert results == ["trained", "trained", "diverged"]
+        assert run(seq.address, "late", 1e-2) == "trained"
+        assert run(seq.address, "later", 5e-2) == "diverged"
 
 
 def test_refusals_say_why() -> None:

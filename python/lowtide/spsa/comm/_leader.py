@@ -46,6 +46,7 @@ class Leader:
         self._started = node.epoch > 1
         self._ready: list[int] = []
         self._remove: set[int] = set()
+        self._left: set[int] = set()
         self._acks: set[int] = set()
         self._codes: dict[int, int] = {}
         self._from: set[int] = set()
@@ -147,6 +148,15 @@ class Leader:
 
     def ready(self, src: int, now: float) -> None:
         """A guest has caught up."""
+        if src != self.node.me.node and now - self.node.heard > 4 * self.node.settings.election:
+            self.node.send(
+                src,
+                Refuse(
+                    "quorum: too few of the members live to decide anything, a new one included; the logs are whole: "
+                    "start a new sequencer and join it with them"
+                ),
+            )
+            return
         if src == self.node.me.node:
             self.guests.setdefault(src, self.node.me)
         if self.node.config.member(src) is None and src in self.guests and src not in self._ready:
@@ -154,8 +164,12 @@ class Leader:
         self.advance(now)
 
     def leave(self, src: int, now: float) -> None:
-        """A member goes of its own will."""
+        """A member goes of its own will, and votes for nobody any more: that is as good as a yes to whatever comes.
+
+        A later leader's quorum is without it, so each of the two quorums still has a node that remembers in common.
+        """
         self._remove.add(src)
+        self._left.add(src)
         self.lost(src, now)
 
     def lost(self, src: int, now: float) -> None:
@@ -217,8 +231,9 @@ class Leader:
         while node.lead is self:
             if node.pending is not None:
                 entry = node.pending.entry
-                joint = not isinstance(entry, Config) or entry.quorum(self._acks)
-                if not (joint and node.config.quorum(self._acks)):
+                acks = self._acks | self._left
+                joint = not isinstance(entry, Config) or entry.quorum(acks)
+                if not (joint and node.config.quorum(acks)):
                     return
                 self._decide(entry, now)
                 continue
@@ -306,7 +321,7 @@ class Leader:
             self._beat_all()
             node = self.node
             near = {n for n, t in self._seen.items() if now - t < 2 * node.settings.election}
-            if node.config.quorum(near | {node.me.node}):
+            if node.config.quorum(near | self._left | {node.me.node}):
                 node.heard = now  # otherwise it can decide nothing, and whoever waits should know
         self.advance(now)
 
@@ -339,7 +354,12 @@ class Leader:
     def digest(self, src: int, m: DigestReport, now: float) -> None:
         """Compare digests: what most workers have is right; without a majority nobody is."""
         node = self.node
-        if node.config.member(src) is None or m.step > node.step:
+        if m.step > node.step:
+            return
+        if node.config.member(src) is None:  # one that catches up: compared, not counted
+            known = Counter(self._digests.get(m.step, {}).values()).most_common(1)
+            if known and known[0][0] != m.digest:
+                node.send(src, Diverged(m.step, 0))
             return
         votes = self._digests.setdefault(m.step, {})
         votes[src] = m.digest

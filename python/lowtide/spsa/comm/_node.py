@@ -96,6 +96,7 @@ class Node:
         self.joined = config is not None
         self.start = history.step if history else 0
         self.refused = ""
+        self.left = False
         self.diverged: Diverged | None = None
         self.addresses: dict[int, str] = {}
         self._votes: set[int] | None = None
@@ -156,7 +157,8 @@ class Node:
             self._send(self.leader, message)
 
     def leave(self) -> None:
-        """Say goodbye."""
+        """Say goodbye: from here on nothing is answered, see ``Leader.leave``."""
+        self.left = True
         if self.leader and not self.lead:
             self._send(self.leader, Leave())
 
@@ -171,6 +173,8 @@ class Node:
 
     def tick(self, now: float) -> None:
         """Let time pass."""
+        if self.left:
+            return
         if self.lead:
             self.lead.tick(now)
             return
@@ -200,6 +204,8 @@ class Node:
 
     def receive(self, src: int, message: Message, now: float) -> None:
         """Take in a message of node ``src``."""
+        if self.left:
+            return
         epoch = getattr(message, "epoch", None)
         if epoch is not None and not isinstance(message, Vote):
             if epoch < self.epoch and self.joined and not isinstance(message, Beat | VoteReply):
@@ -224,7 +230,7 @@ class Node:
             self._send(src, Redirect(self.leader, self.address(self.leader)))
 
     def _on_refuse(self, src: int, m: Refuse, now: float) -> None:
-        if self._wants:
+        if self._wants or not self.is_member:
             self.refused = m.reason
 
     def _on_redirect(self, src: int, m: Redirect, now: float) -> None:

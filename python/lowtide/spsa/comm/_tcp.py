@@ -101,7 +101,7 @@ class _Runner:
     def _linger(self) -> None:
         """A leader stays until the others have what it decided, so that a run's last step reaches all of them."""
         node = self._node
-        if node is None:
+        if node is None or node.left:
             return
         end = time.monotonic() + 3 * node.settings.beat
         with self._changed:
@@ -241,6 +241,7 @@ class TCP(_Runner):
     def close(self) -> None:
         """Say goodbye and close."""
         if self._node is not None and not self._closed:
+            self._linger()
             self._drive(lambda n, now: n.leave())
         super().close()
 
