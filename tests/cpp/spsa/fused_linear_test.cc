@@ -37,11 +37,12 @@ TEST(FusedLinear, EqualsPerturbThenTheProduct) {
   const Case cases[] = {{1, 70, 33, f32, f32, f32},      {3, 17, 5, f32, f32, f32},
                         {40, 129, 70, f32, bf16, f32},   {1, 64, 48, bf16, f32, bf16},
                         {18, 100, 31, bf16, bf16, bf16}, {5, 1, 1, f32, f16, bf16},
-                        {2, 9000, 100, f32, f32, f32},  // several panels
+                        {2, 9000, 35, f32, f32, f32},  // several panels
                         {0, 8, 8, f32, f32, f32},        {2, 0, 3, f32, f32, f32}};
   for (const auto& c : cases)
     for (Dist dist : {Dist::rademacher, Dist::gaussian})
       for (bool with_bias : {false, true}) {
+        if (c.in > 1000 && (dist == Dist::gaussian || !with_bias)) continue;  // costs a second each
         const auto xp = stored(noise(c.rows * c.in, 1), c.x),
                    xm = stored(noise(c.rows * c.in, 2), c.x);
         const auto w = stored(noise(c.out * c.in, 3), c.w);

@@ -21,6 +21,7 @@
 #include "quant/requant_cuda.h"
 #include "random/stream_cuda.h"
 #include "spsa/digest_cuda.h"
+#include "spsa/perturb_cuda.h"
 #include "spsa/replay_cuda.h"
 
 namespace {
@@ -70,6 +71,25 @@ void streams() {
     ran(c.add.c_str(), 8 * kN, random::cuda::add_scaled(x, 0.1f, kN, 0, s, c.dist, nullptr));
     ran(("random::stream_dot<" + std::to_string(static_cast<int>(c.dist)) + ">").c_str(), 4 * kN,
         random::cuda::dot(out, x, kN, 0, s, c.dist, scratch, nullptr));
+  }
+}
+
+void perturbations() {
+  using random::Dist;
+  using spsa::FloatType;
+  float* w = filled(kN, 0.5f);
+  uint16_t* out = filled(kN, uint16_t{0x3f00});
+  const std::pair<Dist, const char*> cases[] = {
+      {Dist::rademacher, "random::stream_rademacher<Perturb>"},
+      {Dist::gaussian, "random::stream_rows<1, Perturb>"},
+      {Dist::ih4, "random::stream_rows<2, Perturb>"},
+      {Dist::lut8, "random::stream_lut8<Perturb>"}};
+  for (const auto& [dist, kernel] : cases) {
+    const auto f32 = FloatType::f32;
+    ran(kernel, 8 * kN,
+        spsa::cuda::perturb({{w, w, f32, f32, kN, 0, 0.1f}}, 1, 2, 3, dist, nullptr));
+    ran(kernel, 6 * kN,
+        spsa::cuda::perturb({{out, w, FloatType::bf16, f32, kN, 0, 0.1f}}, 1, 2, 3, dist, nullptr));
   }
 }
 
@@ -190,6 +210,7 @@ void zeroth_order() {
 int main() {
   zeroth_order();
   streams();
+  perturbations();
   codecs();
   steps();
   return failed ? 1 : 0;
