@@ -321,6 +321,12 @@ class Leader:
             self._beat_all()
             node = self.node
             near = {n for n, t in self._seen.items() if now - t < 2 * node.settings.election}
+            for m in node.config.members:  # silent, though no connection is known to have broken
+                if (
+                    now - self._seen.setdefault(m.node, now) > 2 * node.settings.election
+                    and m.node != node.me.node
+                ):
+                    self.gone.setdefault(m.node, now)
             if node.config.quorum(near | self._left | {node.me.node}):
                 node.heard = now  # otherwise it can decide nothing, and whoever waits should know
         self.advance(now)
