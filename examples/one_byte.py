@@ -5,7 +5,8 @@
 
 Four workers evaluate one direction each and agree on four bytes a step. At a third of the run the sequencer is killed
 (kill -9) and the workers elect one of themselves; at two thirds a worker is killed and its direction is dealt to the
-others. At the end all weights are compared, and one log is replayed. Needs torch.
+others. At the end all weights are compared, and one log is replayed. ``--plot`` draws the run beside one machine with as many
+directions. Needs torch.
 """
 
 from __future__ import annotations
@@ -80,6 +81,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workers", type=int, default=4, help="processes, one direction each (default: 4)")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument(
+        "--plot", metavar="PNG", help="draw the losses beside those of one machine with all directions"
+    )
     parser.add_argument("--no-kill", action="store_true", help="let all processes live")
     arguments = parser.parse_args()
     n, steps = arguments.workers, arguments.steps
@@ -122,10 +126,53 @@ def main() -> int:
             print(
                 f"an all-reduce of the {parameters} gradients would have sent {reduced:,.0f} bytes a step and worker"
             )
+            if arguments.plot:
+                print(draw(f"{folder}/{name}.ltlog", n, steps, Path(arguments.plot)))
             return 0 if same else 1
         finally:
             for process in (sequencer, *processes.values()):
                 process.kill()
+
+
+def draw(log: str, directions: int, steps: int, path: Path) -> str:
+    """Draw the loss along a log and along a run of one process with all directions; says where they part."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    alone, closure = make_model()
+    optimizer = make_optimizer(alone, directions, codec="log8")
+    shared, shared_loss = make_model()
+    marks = range(0, steps + 1, max(1, steps // 60))
+    ours, theirs, parted = [], [], None
+    for step in range(steps + 1):
+        if step in marks:
+            model, _ = make_model()
+            lt.spsa.replay(model, log, upto=step)
+            shared.load_state_dict(model.state_dict())
+            equal = all(
+                torch.equal(p, q) for p, q in zip(alone.parameters(), shared.parameters(), strict=True)
+            )
+            parted = step if parted is None and not equal else parted
+            ours.append(float(shared_loss().detach()))
+            theirs.append(float(closure().detach()))
+        if step < steps:
+            optimizer.step(closure)
+    fig, ax = plt.subplots(figsize=(7, 4))
+    ax.plot(marks, theirs, color="#c8501e", label=f"one machine, {directions} directions")
+    ax.plot(marks, ours, "o", color="#1f5a99", markersize=4, label=f"{directions} workers, a byte each")
+    ax.set(xlabel="step", ylabel="loss", title="One byte a step and worker")
+    ax.legend(frameon=False)
+    ax.grid(alpha=0.3)
+    fig.tight_layout()
+    fig.savefig(path, dpi=110)
+    same = (
+        "the same weights as one machine all along, bit for bit"
+        if parted is None
+        else f"one machine's weights until a code was lost before step {parted}"
+    )
+    return f"{same}; figure: {path}"
 
 
 def watch(

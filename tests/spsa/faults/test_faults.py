@@ -130,9 +130,11 @@ def test_four_workers_make_the_trajectory_of_one_machine_with_four_directions(tm
 
 
 @pytest.mark.slow
-def test_the_example_ends_with_equal_weights() -> None:
+def test_the_example_ends_with_equal_weights(tmp_path: Path) -> None:
     example = Path(__file__).parents[3] / "examples" / "one_byte.py"
-    command = [sys.executable, str(example), "--steps", "90"]
+    figure = tmp_path / "run.png"
+    command = [sys.executable, str(example), "--steps", "90", "--plot", str(figure)]
     out = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
     assert "kill -9 sequencer" in out
     assert "the same weights, bit for bit" in out
+    assert figure.stat().st_size > 10_000
