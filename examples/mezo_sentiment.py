@@ -7,7 +7,7 @@ SmolLM2-135M reads "<sentence> It was" and must prefer " great" or " terrible"; 
 study. MeZO (arXiv 2305.17333) trains the query and value projections, QZO (2505.13430) the scales of INT4 linear layers; AdamW takes a
 few steps on the weights MeZO trains, for its memory. Accuracy is of held-out sentences, before and after; peak memory is of a process
 of its own for each row, beside one that only evaluates. Every run's log is a byte a step: OUT/<method>-<seed>.ltlog.
-Writes OUT/mezo_sentiment.{json,md,png}. 400 steps take about ten minutes a seed and method on two cores.
+Finished runs are not repeated. Writes OUT/mezo_sentiment.{json,md,png}. 400 steps take about ten minutes a seed and method on two cores.
 """
 
 from __future__ import annotations
@@ -173,9 +173,26 @@ class bar:
 
 
 def spawn(options: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
+    """One row in a process of its own; a finished one with the same settings is read instead."""
+    path = options.out / f"{method}-{seed}.json"
+    about = [
+        options.steps,
+        options.held_out,
+        options.threads,
+        str(options.model),
+        str(options.data),
+        SETTINGS[method],
+    ]
+    if path.exists() and (found := json.loads(path.read_text()))["about"] == about:
+        return dict(found["result"])
     command = [sys.executable, __file__, *sys.argv[1:], "--child", method, "--seeds", str(seed)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(
+            f"mezo_sentiment: {method}, seed {seed} stopped; run the same command again to continue"
+        )
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    path.write_text(json.dumps({"about": about, "result": result}))
     return result
 
 

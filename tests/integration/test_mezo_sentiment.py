@@ -32,3 +32,6 @@ def test_mezo_sentiment(tmp_path: Path) -> None:
     assert mezo["log_bytes"] < 2000
     assert (tmp_path / "mezo_sentiment.md").read_text() in done.stdout
     assert (tmp_path / "mezo_sentiment.png").stat().st_size > 10_000
+
+    again = subprocess.run(command, capture_output=True, text=True)  # reads the finished runs
+    assert json.loads((tmp_path / "mezo_sentiment.json").read_text())["results"] == results, again.stderr
