@@ -4,8 +4,8 @@
 #include <cmath>
 
 #include "base/error.h"
-#include "optim/apply_update_table.h"
 #include "base/list_blocks.h"
+#include "optim/apply_update_table.h"
 
 namespace lowtide::optim {
 namespace {

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "base/error.h"
-#include "optim/combine_table.h"
 #include "base/list_blocks.h"
+#include "optim/combine_table.h"
 
 namespace lowtide::optim {
 namespace {

@@ -7,8 +7,8 @@
 #include <limits>
 
 #include "base/error.h"
-#include "optim/fused_step_table.h"
 #include "base/list_blocks.h"
+#include "optim/fused_step_table.h"
 
 namespace lowtide::optim {
 namespace {
