@@ -39,11 +39,24 @@ class RunLog:
             raise LowtideTypeError(f"log must be a path, a LogWriter or None, got {type(log).__name__}")
         self.writer = log if isinstance(log, LogWriter) else None
         self._digested = -1
+        self._roster: dict[str, range] = {}
         self.path = log.path if isinstance(log, LogWriter) else Path(log)
 
     def append(self, opt: SPSA, commit: Commit, hyper: Hyper) -> None:
-        """Write a commit, before it is applied."""
-        self.open(opt).append(commit, hyper)
+        """Write a commit, before it is applied, and who takes part where that changed."""
+        writer = self.open(opt)
+        roster = getattr(opt.comm, "roster", {})  # of a run of one process: none
+        if roster != self._roster:
+            self._write_roster(writer, roster, opt.comm.epoch)
+        writer.append(commit, hyper)
+
+    def _write_roster(self, writer: LogWriter, roster: dict[str, range], epoch: int) -> None:
+        for worker in self._roster.keys() - roster.keys():
+            writer.member(worker, joins=False, epoch=epoch)
+        for worker, slots in roster.items():
+            if self._roster.get(worker) != slots:
+                writer.member(worker, joins=True, epoch=epoch, first=slots.start, count=len(slots))
+        self._roster = roster
 
     def applied(self, opt: SPSA) -> None:
         """Now and then, write down what the weights are."""

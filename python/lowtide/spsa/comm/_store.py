@@ -231,6 +231,16 @@ class Store:
         self._times.append(time.monotonic() - self._began)
         return commit
 
+    @property
+    def roster(self) -> dict[str, range]:
+        """The slots of each worker that takes part now."""
+        return {m.name: self._config.own_slots(m.node) for m in self._config.workers}
+
+    @property
+    def epoch(self) -> int:
+        """0: the store orders, no worker leads."""
+        return 0
+
     def _names(self) -> str:
         return ", ".join(m.name for m in self._config.members) or "(none)"
 

@@ -62,6 +62,12 @@ class _Runner:
         return [m.name for m in self._node.config.members] if self._node else []
 
     @property
+    def roster(self) -> dict[str, range]:
+        """The slots of each worker that takes part now; copies are not in it."""
+        config = self._node.config if self._node else Config()
+        return {m.name: config.own_slots(m.node) for m in config.workers}
+
+    @property
     def address(self) -> str:
         """``host:port`` under which others reach this node: a newcomer may ask any of them."""
         return self._node.me.address if self._node else ""
