@@ -13,6 +13,7 @@ import pytest
 
 from lowtide.errors import LowtideError
 from lowtide.spsa._commit import Commit
+from lowtide.spsa.comm._config import Config
 from lowtide.spsa.comm._history import History
 from lowtide.spsa.comm._messages import (
     Ack,
@@ -56,8 +57,10 @@ def run_scenario(seed: int) -> Simulator:
             victims = {"kill leader": leaders, "kill sequencer": [n for n in alive if n == sim.sequencer]}
             victim = rng.choice(victims.get(fault) or alive)
             rest = [n for n in alive if n != victim]
-            # A run outlives its failures as long as a quorum of the members lives.
-            if config.quorum(rest) and sum(config.member(n) is not None for n in rest) >= 3:
+            # A run outlives its failures as long as a quorum of the members lives, of those that are proposed too.
+            open_entries = [p.entry for n in alive if (p := sim.hosts[n].node.pending)]
+            configs = [config, *(e for e in open_entries if isinstance(e, Config))]
+            if all(c.quorum(rest) for c in configs) and sum(config.member(n) is not None for n in rest) >= 3:
                 sim.kill(victim)
         elif fault == "join":
             sim.worker("x")
