@@ -124,7 +124,7 @@ def main() -> None:
                 {"threads": threads, "dist": dist, "batch": options.batch, "tokens": options.tokens, **row}
             )
     if not options.no_save:
-        save("spsa_step", {"environment": environment(), "results": rounded(results)})
+        save("spsa_step", {"environment": environment(), "results": [rounded(row) for row in results]})
 
 
 if __name__ == "__main__":
