@@ -4,10 +4,13 @@ processor time, which other programs disturb less."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,32 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from run_benches import environment, rounded, save  # noqa: E402  (one form of results for every bench)
 
-__all__ = ["environment", "race", "rounded", "save"]
+__all__ = ["environment", "kernel_arguments", "on_scalar", "race", "rounded", "save"]
+
+
+def kernel_arguments(doc: str | None, *, millions: int) -> argparse.Namespace:
+    """The arguments of a bench that times a kernel on one large tensor."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n", 1)[0])
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", default=",".join(str(n) for n in sorted({1, cores})))
+    parser.add_argument("--millions", type=int, default=millions, help="parameters, in 2^20")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-save", action="store_true")
+    return parser.parse_args()
+
+
+@contextmanager
+def on_scalar() -> Iterator[None]:
+    """Within it kernels run on the scalar instruction set, the definition that results are verified against."""
+    import lowtide as lt
+
+    isa = lt.isa()
+    lt.set_isa("scalar")
+    try:
+        yield
+    finally:
+        lt.set_isa(isa)
 
 
 def race(

@@ -11,13 +11,11 @@ verified against the scalar instruction set.
 
 from __future__ import annotations
 
-import argparse
-import os
 from functools import partial
 from typing import Any
 
 import torch
-from _timing import environment, race, rounded, save
+from _timing import environment, kernel_arguments, on_scalar, race, rounded, save
 from torch import Tensor
 
 import lowtide as lt
@@ -39,25 +37,14 @@ def torch_normal(w: Tensor, g: torch.Generator) -> None:
 def verify(w: Tensor, dist: int) -> None:
     got, want = torch.empty_like(w[:PART]), torch.empty_like(w[:PART])
     ours(got, w[:PART], dist)
-    isa = lt.isa()
-    lt.set_isa("scalar")
-    try:
+    with on_scalar():
         ours(want, w[:PART], dist)
-    finally:
-        lt.set_isa(isa)
     if not torch.equal(got, want):
         raise SystemExit("WRONG RESULT: it differs from the scalar definition")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--threads", default=",".join(str(n) for n in sorted({1, cores})))
-    parser.add_argument("--millions", type=int, default=16, help="parameters, in 2^20")
-    parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-save", action="store_true")
-    args = parser.parse_args()
+    args = kernel_arguments(__doc__, millions=16)
     n = args.millions << 20
     runs: list[dict[str, Any]] = []
     for threads in map(int, args.threads.split(",")):

@@ -11,16 +11,13 @@ applied one by one to a part of the tensor on the scalar instruction set.
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
 from typing import Any
 
 import torch
-from _timing import environment, race, rounded, save
+from _timing import environment, kernel_arguments, on_scalar, race, rounded, save
 from torch import Tensor
 
-import lowtide as lt
 from lowtide import ops
 
 DISTS = {"rademacher": 0, "gaussian": 1}
@@ -54,26 +51,15 @@ def torch_loop(w: Tensor, count: int, g: torch.Generator) -> None:
 def verify(w: Tensor, dist: int, steps: int, directions: int) -> None:
     got, want = w[:PART].clone(), w[:PART].clone()
     apply(got, dist, schedule(range(steps), directions))
-    isa = lt.isa()
-    lt.set_isa("scalar")
-    try:
+    with on_scalar():
         for k in range(steps):
             apply(want, dist, schedule(range(k, k + 1), directions))
-    finally:
-        lt.set_isa(isa)
     if not torch.equal(got, want):
         raise SystemExit("WRONG RESULT: replay differs from single steps of the scalar definition")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--threads", default=",".join(str(n) for n in sorted({1, cores})))
-    parser.add_argument("--millions", type=int, default=4, help="parameters, in 2^20")
-    parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-save", action="store_true")
-    args = parser.parse_args()
+    args = kernel_arguments(__doc__, millions=4)
     n = args.millions << 20
     runs: list[dict[str, Any]] = []
     for threads in map(int, args.threads.split(",")):
