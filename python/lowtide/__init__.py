@@ -29,6 +29,7 @@ _LAZY = (
     "optim",
     "continual",
     "spsa",
+    "curvature",
     "ops",
     "train",
     "assets",
