@@ -62,5 +62,9 @@ inline const uint8_t* const_u8(const Tensor& t, const char* name) {
   check_cpu(t, ScalarType::Byte, name, "uint8");
   return static_cast<const uint8_t*>(t.const_data_ptr());
 }
+inline const int64_t* const_i64(const Tensor& t, const char* name) {
+  check_cpu(t, ScalarType::Long, name, "int64");
+  return static_cast<const int64_t*>(t.const_data_ptr());
+}
 
 }  // namespace lowtide::torch_ops

@@ -6,7 +6,7 @@
 #include "quant/group_codec.h"
 #include "quant/group_map.h"
 #include "quant/requant.h"
-#include "torch/common.h"
+#include "torch/float_type.h"
 
 namespace lowtide::torch_ops {
 namespace {
@@ -16,18 +16,6 @@ using Tensors = std::vector<Tensor>;
 random::Stream stream(int64_t seed, int64_t step, int64_t slot, int64_t param, int64_t role) {
   return {static_cast<uint64_t>(seed), static_cast<uint64_t>(step), static_cast<uint32_t>(slot),
           static_cast<uint32_t>(param), static_cast<uint32_t>(role)};
-}
-
-quant::FloatType float_type(const Tensor& t, const char* name) {
-  const ScalarType dtype = t.scalar_type();
-  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous() &&
-                      (dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
-                       dtype == ScalarType::Half),
-                  "lowtide: ", name,
-                  " must be a contiguous float32, bfloat16 or float16 CPU tensor");
-  return dtype == ScalarType::Float      ? quant::FloatType::f32
-         : dtype == ScalarType::BFloat16 ? quant::FloatType::bf16
-                                         : quant::FloatType::f16;
 }
 
 int64_t last_dim(const Tensor& t, const char* name) {

@@ -3,22 +3,10 @@
 
 #include "base/fpenv.h"
 #include "spsa/fused_linear.h"
-#include "torch/common.h"
+#include "torch/float_type.h"
 
 namespace lowtide::torch_ops {
 namespace {
-
-spsa::FloatType type_of(const Tensor& t, const char* name, bool half) {
-  const ScalarType dtype = t.scalar_type();
-  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous() &&
-                      (dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
-                       (half && dtype == ScalarType::Half)),
-                  "lowtide: ", name, " must be a contiguous float32, bfloat16",
-                  half ? " or float16" : "", " CPU tensor");
-  return dtype == ScalarType::Float      ? spsa::FloatType::f32
-         : dtype == ScalarType::BFloat16 ? spsa::FloatType::bf16
-                                         : spsa::FloatType::f16;
-}
 
 const float* bias_of(const std::optional<Tensor>& bias, int64_t out) {
   if (!bias) return nullptr;
@@ -40,10 +28,10 @@ std::tuple<Tensor, Tensor> spsa_fused_linear(const Tensor& x_plus, const Tensor&
                   "lowtide: x_plus and x_minus must be (rows, in) and w (out, in)");
   spsa::FusedLinear f;
   f.rows = x_plus.size(0), f.in = w.size(1), f.out = w.size(0);
-  f.x_type = type_of(x_plus, "x_plus", false);
-  STD_TORCH_CHECK(type_of(x_minus, "x_minus", false) == f.x_type,
+  f.x_type = float_type(x_plus, "x_plus", false);
+  STD_TORCH_CHECK(float_type(x_minus, "x_minus", false) == f.x_type,
                   "lowtide: x_plus and x_minus must have equal dtypes");
-  f.w_type = type_of(w, "w", true);
+  f.w_type = float_type(w, "w");
   f.forward_type = bf16_weights ? spsa::FloatType::bf16 : spsa::FloatType::f32;
   f.x_plus = x_plus.const_data_ptr(), f.x_minus = x_minus.const_data_ptr();
   f.w = w.const_data_ptr();

@@ -35,7 +35,7 @@ void spsa_low_rank_replay(const Tensor& w, double scale, int64_t seed, int64_t p
   spsa::low_rank_replay(w.mutable_data_ptr(), float_type(w, "w"), to_float_rn(scale),
                         matrix_of(w, rank, param, first_row),
                         schedule_of(seed, round_steps, decays, first, dir_steps, dir_slots, coeffs),
-                        longs(v_steps, "v_steps"));
+                        const_i64(v_steps, "v_steps"));
 }
 
 }  // namespace

@@ -1,31 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/fpenv.h"
 #include "spsa/perturb.h"
-#include "torch/common.h"
+#include "torch/float_type.h"
 
 namespace lowtide::torch_ops {
 namespace {
 
 using spsa::Perturbation;
 
-spsa::FloatType type_of(const Tensor& t, const char* name) {
-  const ScalarType dtype = t.scalar_type();
-  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous() &&
-                      (dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
-                       dtype == ScalarType::Half),
-                  "lowtide: ", name,
-                  " must be a contiguous float32, bfloat16 or float16 CPU tensor");
-  return dtype == ScalarType::Float      ? spsa::FloatType::f32
-         : dtype == ScalarType::BFloat16 ? spsa::FloatType::bf16
-                                         : spsa::FloatType::f16;
-}
-
 Perturbation perturbation(const Tensor& out, const Tensor& w, double scale, double threshold,
                           int64_t param, int64_t offset) {
   STD_TORCH_CHECK(out.numel() == w.numel(), "lowtide: out and w must have equal sizes");
   Perturbation t;
-  t.out_type = type_of(out, "out");
-  t.w_type = type_of(w, "w");
+  t.out_type = float_type(out, "out");
+  t.w_type = float_type(w, "w");
   t.out = out.mutable_data_ptr();
   t.w = w.const_data_ptr();
   t.n = w.numel();
@@ -56,7 +44,7 @@ void spsa_perturb_pair(const Tensor& plus, const Tensor& minus, const Tensor& w,
                        int64_t seed, int64_t step, int64_t slot, int64_t param, int64_t offset,
                        int64_t dist, double threshold) {
   Perturbation t = perturbation(plus, w, scale, threshold, param, offset);
-  STD_TORCH_CHECK(type_of(minus, "minus") == t.out_type && minus.numel() == w.numel(),
+  STD_TORCH_CHECK(float_type(minus, "minus") == t.out_type && minus.numel() == w.numel(),
                   "lowtide: plus and minus must have equal dtypes and the size of w");
   t.minus = minus.mutable_data_ptr();
   run({t}, seed, step, slot, dist);

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
-from lowtide.ops.spsa_perturb import _address, _check_numbers, _check_tensor
+from lowtide.ops._spsa_arguments import check_address, check_perturbation, check_weights
 
 _op = torch.ops.lowtide
 _FORWARD = (torch.float32, torch.bfloat16)
@@ -52,7 +52,7 @@ def spsa_fused_linear(
     dtype = w.dtype if dtype is None else dtype
     if dtype not in _FORWARD:
         raise LowtideTypeError(f"dtype must be float32 or bfloat16, got {dtype}")
-    _check_tensor("w", w)
+    check_weights("w", w)
     if w.dim() != 2:
         raise LowtideValueError(f"w must have shape (out, in), got {tuple(w.shape)}")
     for name, x in (("x_plus", x_plus), ("x_minus", x_minus)):
@@ -68,8 +68,8 @@ def spsa_fused_linear(
     for name, b in (("bias_plus", bias_plus), ("bias_minus", bias_minus)):
         if b is not None and tuple(b.shape) != (w.shape[0],):
             raise LowtideValueError(f"{name} must have shape ({w.shape[0]},), got {tuple(b.shape)}")
-    _check_numbers(scale, threshold, dist)
-    _address(seed, step, slot, param, offset)
+    check_perturbation(scale, threshold, dist)
+    check_address(seed, step, slot, param, offset)
     plus, minus = _op.spsa_fused_linear(
         x_plus.contiguous(), x_minus.contiguous(), w.detach(), _float(bias_plus), _float(bias_minus),
         dtype == torch.bfloat16, scale, seed, step, slot, param, offset, dist, threshold,

@@ -15,39 +15,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lowtide._arrays import check_uint
 from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.ops._common import check_mutable, mutated
+from lowtide.ops._spsa_arguments import check_address, check_perturbation, check_weights
 
 _op = torch.ops.lowtide
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def _check_tensor(name: str, t: Tensor, numel: int | None = None) -> None:
-    if not isinstance(t, Tensor) or t.dtype not in FLOATS:
-        got = t.dtype if isinstance(t, Tensor) else type(t).__name__
-        raise LowtideTypeError(f"{name} must be a float32, bfloat16 or float16 tensor, got {got}")
-    if not t.is_contiguous():
-        raise LowtideValueError(f"{name} must be contiguous, got strides {t.stride()}; pass .contiguous()")
-    if numel is not None and t.numel() != numel:
-        raise LowtideValueError(f"{name} must have the {numel} elements of w, got {t.numel()}")
-
-
-def _check_numbers(scale: float, threshold: float, dist: int) -> None:
-    if not math.isfinite(scale):
-        raise LowtideValueError(f"scale must be finite, got {scale!r}")
-    if not threshold >= 0:
-        raise LowtideValueError(f"threshold must be >= 0 (math.inf for no mask), got {threshold!r}")
-    if not 0 <= dist < 4:
-        raise LowtideValueError(f"dist must be 0, 1, 2 or 3 (lowtide.random.DISTS), got {dist!r}")
-
-
-def _address(seed: int, step: int, slot: int, param: int, offset: int) -> None:
-    check_uint(seed, "seed", 63)
-    check_uint(step, "step", 63)
-    check_uint(slot, "slot", 32)
-    check_uint(param, "param", 32)
-    check_uint(offset, "offset", 62)
 
 
 def spsa_perturb(
@@ -73,10 +45,10 @@ def spsa_perturb(
     Raises:
         LowtideValueError, LowtideTypeError: a bad argument, named; nothing was changed.
     """
-    _check_tensor("w", w)
-    _check_tensor("out", out, w.numel())
-    _check_numbers(scale, threshold, dist)
-    _address(seed, step, slot, param, offset)
+    check_weights("w", w)
+    check_weights("out", out, w.numel())
+    check_perturbation(scale, threshold, dist)
+    check_address(seed, step, slot, param, offset)
     check_mutable((out,), "out")
     if out is w:
         _op.spsa_perturb_(w, scale, seed, step, slot, param, offset, dist, threshold)
@@ -103,13 +75,13 @@ def spsa_perturb_pair(
     Args:
         plus, minus: tensors of one dtype, apart from each other and from w. Others: see :func:`spsa_perturb`.
     """
-    _check_tensor("w", w)
-    _check_tensor("plus", plus, w.numel())
-    _check_tensor("minus", minus, w.numel())
+    check_weights("w", w)
+    check_weights("plus", plus, w.numel())
+    check_weights("minus", minus, w.numel())
     if plus.dtype != minus.dtype:
         raise LowtideTypeError(f"minus must have plus's dtype {plus.dtype}, got {minus.dtype}")
-    _check_numbers(scale, threshold, dist)
-    _address(seed, step, slot, param, offset)
+    check_perturbation(scale, threshold, dist)
+    check_address(seed, step, slot, param, offset)
     check_mutable((plus, minus), "plus")
     _op.spsa_perturb_pair(plus, minus, w.detach(), scale, seed, step, slot, param, offset, dist, threshold)
     mutated(plus, minus)
@@ -141,10 +113,10 @@ def spsa_perturb_list(
     limits = [math.inf] * n if thresholds is None else [float(t) for t in thresholds]
     starts = [0] * n if offsets is None else list(offsets)
     for i, (out, w) in enumerate(zip(outs, ws, strict=True)):
-        _check_tensor(f"ws[{i}]", w)
-        _check_tensor(f"outs[{i}]", out, w.numel())
-        _check_numbers(scales[i], limits[i], dist)
-        _address(seed, step, slot, params[i], starts[i])
+        check_weights(f"ws[{i}]", w)
+        check_weights(f"outs[{i}]", out, w.numel())
+        check_perturbation(scales[i], limits[i], dist)
+        check_address(seed, step, slot, params[i], starts[i])
     check_mutable(outs, "outs")
     # The op for tensors that change in place has a schema of its own: w must not be an alias of out.
     for in_place in (False, True):
