@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("transformers")
 
+import torch
+
 from lowtide.cli import main
 from lowtide.spsa import LogReader
 from lowtide.train import ConfigError, DivergedError, FinetuneConfig, Finetuner
@@ -59,9 +61,10 @@ def test_crash_and_resume_equals_uninterrupted(method: str, model: Path, data: P
     assert len(logs[0]) == 10
 
 
-def test_the_log_makes_the_model_again(model: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", LR)
+def test_the_log_makes_the_model_again(method: str, model: Path, data: Path, tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
-    Finetuner(config(model, data, tmp_path / "run", "mezo", freeze="norm", schedule="cosine")).run()
+    Finetuner(config(model, data, tmp_path / "run", method, freeze="norm", schedule="cosine")).run()
     arguments = ["replay", str(model), str(tmp_path / "run" / "run.ltlog"), "--out", str(tmp_path / "again")]
     assert main(arguments) == 0
     trained, again = (load_model(tmp_path / p) for p in ("run/model", "again"))
@@ -73,6 +76,20 @@ def test_the_log_makes_the_model_again(model: Path, data: Path, tmp_path: Path) 
         assert (p == q).all(), name
         moved += int((p != b).any())
     assert moved > 5
+
+
+def test_groups_of_another_size_are_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lowtide import quant, spsa
+
+    foreign = load_model(model)
+    quant.quantize_model_(foreign, "int4", group=32)
+    opt = spsa.QZO(foreign, 1e-3, log=tmp_path / "run.ltlog")
+    opt.step(lambda: foreign(input_ids=torch.ones((1, 4), dtype=torch.long)).logits.float().mean())
+    opt.close()
+    assert main(["replay", str(model), str(tmp_path / "run.ltlog")]) == 2
+    assert "quantize the model as the run did" in capsys.readouterr().err
 
 
 def test_a_run_that_diverges_says_so(model: Path, data: Path, tmp_path: Path) -> None:

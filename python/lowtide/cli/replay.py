@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lowtide.spsa import LogReader, replay
     from lowtide.train.errors import ConfigError
     from lowtide.train.loader import export_model, load_model
+    from lowtide.train.methods import prepare_logged, restore_model
 
     source = Path(arguments.model).expanduser()
     out = Path(arguments.out).expanduser() if arguments.out else None
@@ -60,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"out: {out} exists already; give the name of a new directory")
     reader = LogReader(Path(arguments.log).expanduser())  # before the model: it is quick to refuse
     model = load_model(source)
+    prepare_logged(model, reader.header.manifest)
     named = dict(model.named_parameters())
     for e in reader.header.manifest:  # models are loaded in float32; what was saved narrower is exact in both
         if e.name in named:
@@ -70,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"weights {done.masters.digest().hex()}"
     )
     if out is not None:
+        restore_model(model)
         export_model(model, source, out)
         print(f"lowtide: wrote {out}", file=sys.stderr)
     return 0

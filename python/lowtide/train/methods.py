@@ -110,6 +110,34 @@ def prepare_model(model: Any, config: FinetuneConfig) -> None:
     )
 
 
+def prepare_logged(model: Any, manifest: Any) -> None:
+    """Put the layers of `model` into the weight store that a run's manifest tells of, in place.
+
+    What QZO trains are the scales of packed layers, and the groups' size says which store `prepare_model` took. Raises ConfigError
+    for groups that it does not make.
+    """
+    import lowtide.quant
+    from lowtide.train.errors import ConfigError
+
+    dense = dict(model.named_modules())
+    packed = {}
+    for e in manifest:
+        layer = e.name.removesuffix(".weight_scale")
+        if layer != e.name and hasattr(dense.get(layer), "in_features"):
+            packed[layer] = e.shape[-1]
+    if not packed:
+        return
+    for store, group in WEIGHT_GROUP.items():
+        if all(-(-dense[layer].in_features // group) == groups for layer, groups in packed.items()):
+            others = [n for n, m in dense.items() if hasattr(m, "in_features") and n not in packed]
+            lowtide.quant.quantize_model_(model, weights=store, group=group, skip=others)
+            return
+    raise ConfigError(
+        "log: its packed weights have groups that `lowtide finetune` does not make; quantize the model as the run did and call "
+        "lowtide.spsa.replay"
+    )
+
+
 def inner_weights(model: Any) -> list[str]:
     """Names of the linear weights that low-rank methods project: all that train but the output head's."""
     from torch import nn
