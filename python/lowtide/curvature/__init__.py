@@ -3,19 +3,34 @@
 
 from __future__ import annotations
 
+from lowtide.curvature._connectivity import LossPath, barrier, bezier
 from lowtide.curvature._heads import CEHead, LogisticHead, MSEHead
 from lowtide.curvature._lanczos import Eigen, eigsh
+from lowtide.curvature._landscape import Landscape, landscape
 from lowtide.curvature._layout import Layout, Vector
 from lowtide.curvature._linear_operator import LinearOperator, MatrixOperator
+from lowtide.curvature._pruning import obd_saliency, obs_saliency, obs_update, prune_mask
+from lowtide.curvature._scores import VarianceOfGradients, variance_of_gradients
 
 __all__ = [
     "CEHead",
     "Eigen",
+    "Landscape",
     "Layout",
     "LinearOperator",
     "LogisticHead",
+    "LossPath",
     "MSEHead",
     "MatrixOperator",
+    "VarianceOfGradients",
     "Vector",
+    "barrier",
+    "bezier",
     "eigsh",
+    "landscape",
+    "obd_saliency",
+    "obs_saliency",
+    "obs_update",
+    "prune_mask",
+    "variance_of_gradients",
 ]

@@ -20,8 +20,8 @@ class _NoBar:
 
 
 @contextmanager
-def progress_bar(show: bool, total: int | None, description: str) -> Iterator[Any]:
-    """A tqdm bar of ``total`` products on stderr, or nothing.
+def progress_bar(show: bool, total: int | None, description: str, *, unit: str = "product") -> Iterator[Any]:
+    """A tqdm bar of ``total`` products, or what ``unit`` says, on stderr, or nothing.
 
     Raises:
         LowtideImportError: a bar is wanted and tqdm is not installed.
@@ -33,5 +33,5 @@ def progress_bar(show: bool, total: int | None, description: str) -> Iterator[An
         from tqdm import tqdm
     except ImportError:
         raise LowtideImportError("progress=True needs tqdm; run: pip install 'lowtide[demo]'") from None
-    with tqdm(total=total, unit="product", desc=description, dynamic_ncols=True, file=sys.stderr) as bar:
+    with tqdm(total=total, unit=unit, desc=description, dynamic_ncols=True, file=sys.stderr) as bar:
         yield bar
