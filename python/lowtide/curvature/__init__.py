@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from lowtide.curvature._connectivity import LossPath, barrier, bezier
+from lowtide.curvature._diagonal import DiagonalResult, diagonal
 from lowtide.curvature._heads import CEHead, LogisticHead, MSEHead
 from lowtide.curvature._lanczos import Eigen, eigsh
 from lowtide.curvature._landscape import Landscape, landscape
@@ -11,9 +12,12 @@ from lowtide.curvature._layout import Layout, Vector
 from lowtide.curvature._linear_operator import LinearOperator, MatrixOperator
 from lowtide.curvature._pruning import obd_saliency, obs_saliency, obs_update, prune_mask
 from lowtide.curvature._scores import VarianceOfGradients, variance_of_gradients
+from lowtide.curvature._trace import BlockTrace, TraceResult, trace
 
 __all__ = [
+    "BlockTrace",
     "CEHead",
+    "DiagonalResult",
     "Eigen",
     "Landscape",
     "Layout",
@@ -22,15 +26,18 @@ __all__ = [
     "LossPath",
     "MSEHead",
     "MatrixOperator",
+    "TraceResult",
     "VarianceOfGradients",
     "Vector",
     "barrier",
     "bezier",
+    "diagonal",
     "eigsh",
     "landscape",
     "obd_saliency",
     "obs_saliency",
     "obs_update",
     "prune_mask",
+    "trace",
     "variance_of_gradients",
 ]
