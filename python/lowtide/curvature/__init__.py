@@ -12,13 +12,17 @@ from lowtide.curvature._layout import Layout, Vector
 from lowtide.curvature._linear_operator import LinearOperator, MatrixOperator
 from lowtide.curvature._pruning import obd_saliency, obs_saliency, obs_update, prune_mask
 from lowtide.curvature._scores import VarianceOfGradients, variance_of_gradients
+from lowtide.curvature._slq import slq
+from lowtide.curvature._spectrum import Criteria, Estimate, Outliers, Spectrum
 from lowtide.curvature._trace import BlockTrace, TraceResult, trace
 
 __all__ = [
     "BlockTrace",
     "CEHead",
+    "Criteria",
     "DiagonalResult",
     "Eigen",
+    "Estimate",
     "Landscape",
     "Layout",
     "LinearOperator",
@@ -26,6 +30,8 @@ __all__ = [
     "LossPath",
     "MSEHead",
     "MatrixOperator",
+    "Outliers",
+    "Spectrum",
     "TraceResult",
     "VarianceOfGradients",
     "Vector",
@@ -38,6 +44,7 @@ __all__ = [
     "obs_saliency",
     "obs_update",
     "prune_mask",
+    "slq",
     "trace",
     "variance_of_gradients",
 ]

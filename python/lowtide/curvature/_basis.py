@@ -12,6 +12,9 @@ from lowtide.errors import LowtideValueError
 from lowtide.ops import quant as _codec
 
 BASIS_DTYPES = ("fp32", "bf16", "int8")
+#: Share of a vector's norm that storing it changes: 2^-9 uniform; steps of 1/127 of the largest of 256, about three
+#: standard deviations, with the variance of stochastic rounding.
+ROUNDING = {"fp32": 0.0, "bf16": 1.2e-3, "int8": 1e-2}
 GROUP = 256
 #: Columns that are decoded, multiplied and stored at a time: a multiple of GROUP.
 _TILE = 1 << 15

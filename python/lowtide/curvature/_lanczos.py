@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowtide.curvature._basis import KrylovBasis, check_basis_dtype
+from lowtide.curvature._basis import ROUNDING, KrylovBasis, check_basis_dtype
 from lowtide.curvature._layout import Vector
 from lowtide.curvature._linear_operator import LinearOperator
 from lowtide.curvature._progress import progress_bar
 from lowtide.errors import LowtideRuntimeError, LowtideTypeError, LowtideValueError
 
 WHICH = ("LA", "SA", "LM", "BE")
-#: What rounding leaves of a residual, relative to the eigenvalue: searching below it would only pile up more.
-_FLOOR = {"fp32": 0.0, "bf16": 2e-3, "int8": 1.2e-2}
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,8 @@ class _Search:
     ) -> None:
         self.op, self.k, self.which, self.tol, self.size = op, k, which, tol, size
         self.seed, self.limit, self.bar = seed, limit, bar
-        self.floor = _FLOOR[store]
+        # Vectors are rounded twice, at a restart again: searching below that would only pile up more.
+        self.floor = 1.5 * ROUNDING[store]
         layout = op.layout
         self.eps = torch.finfo(layout.dtype).eps
         self.basis = KrylovBasis(op.n, size, dtype=layout.dtype, store=store, seed=seed, device=layout.device)
