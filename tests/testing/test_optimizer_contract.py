@@ -30,6 +30,27 @@ def preset(name: str, lr: float, low: bool = False, **options: Any) -> Callable[
     return make
 
 
+def fed(name: str, lr: float, **options: Any) -> Callable[..., torch.optim.Optimizer]:
+    """Methods that want curvature are handed one: the contract's gradients belong to no function that had a Hessian."""
+    kind: Any = getattr(lt.optim, name)
+
+    class Fed(kind):  # type: ignore[misc]
+        def update(self, params: Any) -> None:
+            params = list(params)
+            if self.curvature_due:
+                dense = [p for p in params if p.grad is not None and not p.grad.is_sparse]
+                # The Hessian of what is maximized has the other sign; squares of gradients have none.
+                sign = -1.0 if name == "SophiaH" and self.defaults["maximize"] else 1.0
+                self.update_curvature(samples={p: sign * (0.5 + p.grad.float().square()) for p in dense})
+            super().update(params)
+
+    def make(params: Any, **k: Any) -> torch.optim.Optimizer:
+        opt: torch.optim.Optimizer = Fed(params, **{"lr": lr, "weight_decay": 0.0, **options, **k})
+        return opt
+
+    return make
+
+
 PRESETS = {
     "AdamW": preset("AdamW", 1e-2),
     "AdamW8bit": preset("AdamW8bit", 1e-2, min_8bit_size=0),
@@ -52,6 +73,12 @@ PRESETS = {
     "DiffGrad8bit": preset("DiffGrad8bit", 1e-2, min_8bit_size=0),
     "AdamP": preset("AdamP", 1e-2),
     "SGDP": preset("SGDP", 0.1),
+    "AdaHessian": fed("AdaHessian", 1e-2),
+    "AdaHessian 8bit": fed("AdaHessian", 1e-2, state=lt.optim.StateStore("int8", 0)),
+    "SophiaG": fed("SophiaG", 5e-3, batch_size=64, update_each=3),
+    "SophiaG 4bit": fed("SophiaG", 5e-3, batch_size=64, state=lt.optim.StateStore("int4", 0)),
+    "SophiaH": fed("SophiaH", 5e-3, rho=0.04, update_each=2),
+    "SophiaH 8bit": fed("SophiaH", 5e-3, rho=0.04, state=lt.optim.StateStore("int8", 0)),
     "GaLore": preset("GaLore", 2e-2, low=True, rule=lt.optim.LionRule()),
     "GaLoreAdafactor": preset("GaLoreAdafactor", 4e-2, low=True),
     "GaLoreAdamW": preset("GaLoreAdamW", 4e-2, low=True),

@@ -24,6 +24,7 @@ except ImportError as error:
 from lowtide.optim.budget import Proposal, fit
 from lowtide.optim.constraints import Constraint, NullSpace, Perpendicular, Projection
 from lowtide.optim.convert import from_bitsandbytes, from_torchao, to_bitsandbytes, to_torchao
+from lowtide.optim.curvature_sources import CurvatureSource, GaussNewtonBartlett, Hutchinson
 from lowtide.optim.engine import Composed
 from lowtide.optim.groups import head_groups, param_groups
 from lowtide.optim.in_backward import InBackward, in_backward
@@ -37,6 +38,7 @@ from lowtide.optim.presets import (
     AdaBelief,
     AdaBelief8bit,
     Adafactor,
+    AdaHessian,
     AdamMini,
     AdamMini8bit,
     AdamP,
@@ -64,6 +66,8 @@ from lowtide.optim.presets import (
     SGD8bit,
     SignSGD,
     Signum,
+    SophiaG,
+    SophiaH,
     SubTrack,
 )
 from lowtide.optim.refresh import Displacement, EveryT, LazyDoubling, RefreshRequest
@@ -76,6 +80,7 @@ from lowtide.optim.residuals import (
     SignResidual,
 )
 from lowtide.optim.rules import AdaBeliefRule, AdamRule, DiffGradRule, LionRule, Rule, SGDRule, SignRule
+from lowtide.optim.rules_curvature import AdaHessianRule, SophiaRule
 from lowtide.optim.rules_factored import AdafactorRule, AdamMiniRule
 from lowtide.optim.scale_invariant import ScaleInvariant
 from lowtide.optim.stablemax import StableMaxCrossEntropy, log_stablemax, stablemax
@@ -108,6 +113,8 @@ __all__ = [
     "AdaBelief",
     "AdaBelief8bit",
     "AdaBeliefRule",
+    "AdaHessian",
+    "AdaHessianRule",
     "Adafactor",
     "AdafactorRule",
     "AdamMini",
@@ -123,6 +130,7 @@ __all__ = [
     "Composed",
     "Constraint",
     "Cosines",
+    "CurvatureSource",
     "DCTAdamW",
     "DiffGrad",
     "DiffGrad8bit",
@@ -140,9 +148,11 @@ __all__ = [
     "GaLoreAdafactor",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
+    "GaussNewtonBartlett",
     "GoLoreAdamW",
     "GradNormLoRP",
     "Grassmann",
+    "Hutchinson",
     "InBackward",
     "LDAdam",
     "LazyDoubling",
@@ -180,6 +190,9 @@ __all__ = [
     "SignRule",
     "SignSGD",
     "Signum",
+    "SophiaG",
+    "SophiaH",
+    "SophiaRule",
     "StableMaxCrossEntropy",
     "Stale",
     "StateStore",

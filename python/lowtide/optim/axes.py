@@ -15,11 +15,13 @@ from lowtide.errors import LowtideValueError
 from lowtide.optim import weights as weight_store
 from lowtide.optim.bases import Basis
 from lowtide.optim.constraints import Constraint
+from lowtide.optim.curvature_sources import CurvatureSource
 from lowtide.optim.groups import rank_of
 from lowtide.optim.parametrizations import WeightNorm
 from lowtide.optim.refresh import Refresh
 from lowtide.optim.residuals import Residual
 from lowtide.optim.rules import AdamRule, Rule
+from lowtide.optim.rules_curvature import CURVATURE_RULES
 from lowtide.optim.stores import STATE_BITS, BasisStore, StateStore
 from lowtide.optim.subspaces import Subspace
 from lowtide.optim.subspaces_two_sided import TwoSided, check_two_sided
@@ -64,6 +66,7 @@ class Axes:
     seed: int
     constraint: Constraint | None = None
     parametrization: WeightNorm | None = None
+    curvature: CurvatureSource | None = None
     peers: list[tuple[int, int]] = field(default_factory=list)
     skipped: list[Tensor] = field(default_factory=list)
     clamped: bool = False
@@ -104,6 +107,11 @@ class Axes:
             raise LowtideValueError(
                 f"subspace {type(self.subspace).__name__} changes the shape of the moments; use transport Reset, not {name}"
             )
+        if isinstance(self.rule, CURVATURE_RULES) != (self.curvature is not None):
+            raise LowtideValueError(
+                f"curvature feeds AdaHessianRule and SophiaRule and they need it, got rule {type(self.rule).__name__} and "
+                f"curvature {self.curvature!r}; give both or neither"
+            )
         if self.rule.first_moment is None:
             needs = ((self.subspace, self.subspace.needs_mean), (self.residual, self.residual.needs_lost))
             for part in (part for part, needed in needs if needed):
@@ -122,6 +130,11 @@ class Axes:
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Refuse a low-rank group that the choices cannot serve."""
+        if self.curvature is not None:
+            raise LowtideValueError(
+                f"rank must be left out with {type(self.rule).__name__}: its curvature is that of single weights, of which a "
+                "subspace has none"
+            )
         if group.get("proj_type") == "full":
             check_two_sided(self.subspace, self.refresh, self.transport, self.residual)
 
@@ -186,6 +199,8 @@ class Axes:
             shape = torch.Size((rows, cols))
             if self.parametrization is not None:
                 self.parametrization.create_state(state, rows, self.rule)
+        if self.curvature is not None:
+            state["curvature_updates"] = state["curvature_at"] = 0
         self.note_constraint(p, state)
         self.create_moments(group, state, shape, store)
 
@@ -220,12 +235,9 @@ class Axes:
             )
             return
         for i, (r, state) in enumerate(zip(rs, states, strict=True)):
-
-            def momentum(u: Tensor, *, momentum: float, weight: float, state: State = state) -> None:
-                scalars: dict[str, Any] = {"a": 1.0, "momentum": momentum, "weight": weight, "nesterov": 0.0}
-                ops.fused_direction_([u], rule="sgd", **self.moments([state]), **scalars)
-
-            self.skipped.append(rule.direction_(r, None if gs is None else gs[i], state, step, momentum))
+            self.skipped.append(
+                rule.direction_(r, None if gs is None else gs[i], state, step, _Moments(self, state))
+            )
 
     def is_coded(self, state: State) -> bool:
         """Whether the moments of a state lie in codes."""
@@ -244,3 +256,23 @@ class Axes:
             coded[codes] = [s[f"{name}.codes"] for s in states]
             coded[absmax] = [s[f"{name}.absmax"] for s in states]
         return coded
+
+
+class _Moments:
+    """A rule's way to the moments of one state; see :class:`~lowtide.optim.rules.Momentum`."""
+
+    def __init__(self, axes: Axes, state: State) -> None:
+        self._axes = axes
+        self._state = state
+
+    def __call__(self, u: Tensor, *, momentum: float, weight: float) -> None:
+        from lowtide import ops
+
+        scalars: dict[str, Any] = {"a": 1.0, "momentum": momentum, "weight": weight, "nesterov": 0.0}
+        first = {
+            k: v for k, v in self._axes.moments([self._state]).items() if k in ("ms", "m_absmax", "bits")
+        }
+        self._axes.skipped.append(ops.fused_direction_([u], rule="sgd", **first, **scalars))
+
+    def load(self, name: str, shape: torch.Size) -> Tensor:
+        return self._axes.store.load(self._state, name, shape, dict(self._axes.rule.moments)[name])

@@ -9,7 +9,7 @@ A named method is a choice on each axis (:mod:`lowtide.optim.presets`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from lowtide.errors import LowtideRuntimeError, LowtideTypeError, LowtideValueEr
 from lowtide.optim import weights as weight_store
 from lowtide.optim.axes import Axes, State
 from lowtide.optim.constraints import Constraint
+from lowtide.optim.curvature_sources import CurvatureSource, check_sampled, fold_samples, is_due
 from lowtide.optim.full_rank import Item, step_full_rank
 from lowtide.optim.groups import check_known, check_low_rank_keys
 from lowtide.optim.low_rank import step_low_rank
@@ -50,6 +51,8 @@ class Composed(Optimizer):
         constraint: where weights may not move (:class:`~lowtide.optim.NullSpace`, :class:`~lowtide.optim.Perpendicular`). Saved
             states name it: they load only under the same one.
         parametrization: coordinates of the weights of low-rank groups other than their elements (:class:`~lowtide.optim.WeightNorm`).
+        curvature: what feeds the second moment of rules that take it from elsewhere than the gradient
+            (:class:`~lowtide.optim.Hutchinson`, :class:`~lowtide.optim.GaussNewtonBartlett`).
         stochastic: round bf16 weights stochastically (fp32 weights are never rounded, INT8 ones always are).
         maximize: step up the gradient instead of down.
         seed: of all random numbers: with the step and the parameter's id it determines every bit.
@@ -82,6 +85,7 @@ class Composed(Optimizer):
         state: StateStore | None = None,
         constraint: Constraint | None = None,
         parametrization: WeightNorm | None = None,
+        curvature: CurvatureSource | None = None,
         stochastic: bool = True,
         maximize: bool = False,
         seed: int = 0,
@@ -102,6 +106,7 @@ class Composed(Optimizer):
             seed,
             constraint,
             parametrization,
+            curvature,
         )
         #: Whether a subspace was chosen: groups with ``rank`` are what this method is for.
         self._low_rank = subspace is not None
@@ -162,7 +167,9 @@ class Composed(Optimizer):
             What ``closure`` returned, or None.
         """
         loss = None
-        if closure is not None:
+        if self._axes.curvature is not None:
+            loss = self._axes.curvature.evaluate(self, closure)
+        elif closure is not None:
             with torch.enable_grad():
                 loss = closure()
         self.update(chain.from_iterable(g["params"] for g in self.param_groups))
@@ -184,6 +191,8 @@ class Composed(Optimizer):
                 work.append((group, found))
         grads = [g for _, found in work for _, _, g in found]
         self._check_gradients(grads)
+        if self._axes.curvature is not None:
+            check_sampled(self, self._axes.curvature, [p for _, found in work for p, _, _ in found])
         for group, found in work:
             full: list[Item] = []
             for p, param_id, grad in found:
@@ -244,6 +253,46 @@ class Composed(Optimizer):
                     f"{bad} of {len(grads)} gradients hold inf or NaN; nothing was changed. Lower lr, clip gradients, "
                     "or pass nonfinite='skip'"
                 )
+
+    # ------------------------------------------------------------------ curvature
+
+    @property
+    def curvature_due(self) -> bool:
+        """Whether the next step wants an estimate of the curvature that it does not have yet."""
+        source = self._axes.curvature
+        return source is not None and any(
+            is_due(source, self.state.get(p, {}))
+            for p in chain.from_iterable(g["params"] for g in self.param_groups)
+            if p.requires_grad or weight_store.is_quantized(p)
+        )
+
+    @torch.no_grad()
+    def update_curvature(
+        self, closure: Callable[[], Any] | None = None, *, samples: Mapping[Tensor, Tensor] | None = None
+    ) -> Any:
+        """Fold an estimate of the Hessian's diagonal into the second moment, for the coming step.
+
+        Args:
+            closure: computes the loss and its gradients. Without it, those that are there are used. The loss is that of
+                sampled labels for :class:`~lowtide.optim.GaussNewtonBartlett`; for :class:`~lowtide.optim.Hutchinson` gradients
+                carry their graph, or products are differences of the closure's gradients.
+            samples: an estimate made elsewhere for each parameter, in its shape; then nothing is evaluated. Of the function as it
+                is, also where it is maximized.
+
+        Returns:
+            What ``closure`` returned, or None.
+
+        Raises:
+            LowtideRuntimeError, LowtideValueError: no curvature to update, nothing to take it from, or shapes that do not fit.
+        """
+        if self._axes.curvature is None:
+            raise LowtideRuntimeError(
+                f"{type(self).__name__} takes its moments from gradients alone; use AdaHessian, SophiaG or SophiaH"
+            )
+        if samples is None:
+            return self._axes.curvature.update(self, closure)
+        fold_samples(self, samples)
+        return None
 
     # ------------------------------------------------------------------ state
 

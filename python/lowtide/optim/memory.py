@@ -32,11 +32,11 @@ SHORT_NAMES = {
     "frugal": "FRUGAL", "apollo": "APOLLO", "apollo-mini": "APOLLOMini", "ldadam": "LDAdam", "dct": "DCTAdamW",
     "grass": "GRASSAdamW", "subtrack": "SubTrack", "golore": "GoLoreAdamW", "lotus": "LotusAdamW", "flora": "Flora",
     "gradnormlorp": "GradNormLoRP", "signsgd": "SignSGD", "signum": "Signum", "diffgrad": "DiffGrad", "diffgrad8bit": "DiffGrad8bit",
-    "adamp": "AdamP", "sgdp": "SGDP",
+    "adamp": "AdamP", "sgdp": "SGDP", "adahessian": "AdaHessian", "sophiag": "SophiaG", "sophiah": "SophiaH",
 }  # fmt: skip
 METHODS = tuple(SHORT_NAMES)
 #: Arguments that a class cannot do without; bytes do not depend on them.
-_DEMANDED: dict[str, dict[str, Any]] = {"GoLoreAdamW": {"switch_step": 1}}
+_DEMANDED: dict[str, dict[str, Any]] = {"GoLoreAdamW": {"switch_step": 1}, "SophiaG": {"batch_size": 1}}
 #: What else the papers' figures seem to project, beside the linear weights of the layers (docs/training.md).
 _PAPER_PROJECTS = {
     "GaLoreAdamW": ("head",), "GaLoreAdamW8bit": ("head",), "QGaLoreAdamW": ("head",),

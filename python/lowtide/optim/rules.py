@@ -21,9 +21,12 @@ from lowtide.errors import LowtideValueError
 
 
 class Momentum(Protocol):
-    """Replaces ``u`` by the first moment: ``m = momentum m + weight u``, in whatever store it lies."""
+    """Replaces ``u`` by the first moment: ``m = momentum m + weight u``, in whatever store it lies; ``load`` decodes another
+    moment for a gradient of this shape."""
 
     def __call__(self, u: Tensor, *, momentum: float, weight: float) -> None: ...  # noqa: D102
+
+    def load(self, name: str, shape: torch.Size) -> Tensor: ...  # noqa: D102
 
 
 class Rule(Protocol):

@@ -23,6 +23,10 @@ STATE_BITS = {"fp32": 32, "int8": 8, "int4": 4}
 #: Tensors below this size keep fp32 moments by default, as in bitsandbytes and torchao.
 MIN_CODED = 4096
 _ZERO = {8: 127, 4: 0x77}
+#: The code map of a moment, by bits and whether it takes both signs.
+_MAPS = {
+    (8, True): "dynamic8", (8, False): "dynamic8_unsigned", (4, True): "dynamic", (4, False): "linear_nozero",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,36 @@ class StateStore:
         zero = _ZERO[bits] if signed else 0
         state[f"{name}.codes"] = torch.full((row_bytes(numel, bits),), zero, dtype=torch.uint8)
         state[f"{name}.absmax"] = torch.zeros(group_count(numel, STATE_BLOCK[bits]), dtype=torch.float32)
+
+    def load(self, state: dict[str, Any], name: str, shape: torch.Size, signed: bool) -> Tensor:
+        """A copy of a moment in fp32, of the gradient's ``shape``."""
+        if name in state:
+            return state[name].reshape(shape).clone()  # type: ignore[no-any-return]
+        if shape.numel() == 0:
+            return torch.zeros(shape)
+        from lowtide import ops
+
+        codes, absmax = state[f"{name}.codes"], state[f"{name}.absmax"]
+        bits = STATE_BITS[self.kind]
+        flat = ops.dequantize_map(
+            codes[None], absmax[None], map=_MAPS[bits, signed], group=STATE_BLOCK[bits], cols=shape.numel()
+        )
+        return flat.reshape(shape)
+
+    def save(self, state: dict[str, Any], name: str, value: Tensor, signed: bool) -> None:
+        """Overwrite a moment by ``value`` (fp32), rounding to nearest."""
+        if name in state:
+            state[name].copy_(value.reshape(state[name].shape))
+            return
+        if value.numel() == 0:
+            return
+        from lowtide import ops
+
+        bits = STATE_BITS[self.kind]
+        ops.quantize_map_list_(
+            [value.reshape(1, -1)], [state[f"{name}.codes"][None]], [state[f"{name}.absmax"][None]],
+            map=_MAPS[bits, signed], group=STATE_BLOCK[bits],
+        )  # fmt: skip
 
     def reset(self, state: dict[str, Any], name: str, signed: bool) -> None:
         """Set a moment to zero in place."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from lowtide.optim.presets.curvature import AdaHessian, SophiaG, SophiaH
 from lowtide.optim.presets.factored import Adafactor, AdamMini, AdamMini8bit, GaLoreAdafactor
 from lowtide.optim.presets.feedback import DCTAdamW, GRASSAdamW, LDAdam
 from lowtide.optim.presets.full_rank import (
@@ -30,6 +31,7 @@ __all__ = [
     "APOLLOMini",
     "AdaBelief",
     "AdaBelief8bit",
+    "AdaHessian",
     "Adafactor",
     "AdamMini",
     "AdamMini8bit",
@@ -57,5 +59,7 @@ __all__ = [
     "SGD8bit",
     "SignSGD",
     "Signum",
+    "SophiaG",
+    "SophiaH",
     "SubTrack",
 ]
