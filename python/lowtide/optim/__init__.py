@@ -83,6 +83,7 @@ from lowtide.optim.rules import AdaBeliefRule, AdamRule, DiffGradRule, LionRule,
 from lowtide.optim.rules_curvature import AdaHessianRule, SophiaRule
 from lowtide.optim.rules_factored import AdafactorRule, AdamMiniRule
 from lowtide.optim.scale_invariant import ScaleInvariant
+from lowtide.optim.sharpness import SAM
 from lowtide.optim.stablemax import StableMaxCrossEntropy, log_stablemax, stablemax
 from lowtide.optim.stores import BasisStore, StateStore
 from lowtide.optim.subspaces import (
@@ -107,6 +108,7 @@ from lowtide.optim.transports import Reproject, Reset, Rotate, Stale, Transport
 __all__ = [
     "APOLLO",
     "FRUGAL",
+    "SAM",
     "SGD",
     "SGDP",
     "APOLLOMini",
