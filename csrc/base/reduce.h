@@ -12,13 +12,14 @@
 
 namespace lowtide {
 
-inline double tree_sum(std::vector<double>& part) {
-  const size_t n = part.size();
+// Neighbours first; overwrites `part`.
+inline double tree_sum(double* part, size_t n) {
   if (n == 0) return 0.0;
   for (size_t w = 1; w < n; w *= 2)
     for (size_t i = 0; i + w < n; i += 2 * w) part[i] += part[i + w];
   return part[0];
 }
+inline double tree_sum(std::vector<double>& part) { return tree_sum(part.data(), part.size()); }
 
 // block(b) returns the double of block b.
 template <class F>

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/list_blocks.h"
+#include "base/overlap.h"
 #include "spsa/perturb_scalar.h"
 #include "spsa/perturb_table.h"
 
@@ -14,11 +15,6 @@ namespace {
 constexpr auto kTables = LT_TABLES(PerturbTable, perturb);
 constexpr int64_t kBlock = 256;          // for_list_blocks hands out 64 of them
 constexpr int64_t kAlign = 64 * kBlock;  // a multiple of every distribution's tile
-
-bool apart(const void* a, int64_t a_bytes, const void* b, int64_t b_bytes) {
-  const auto x = reinterpret_cast<uintptr_t>(a), y = reinterpret_cast<uintptr_t>(b);
-  return x + static_cast<uintptr_t>(a_bytes) <= y || y + static_cast<uintptr_t>(b_bytes) <= x;
-}
 
 void check(const Perturbation& t) {
   require(t.n >= 0, "perturb: the number of elements must be >= 0");

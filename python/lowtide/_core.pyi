@@ -23,6 +23,13 @@ __all__: list[str] = [
     "build_info",
     "channel_energy",
     "crc32c",
+    "curvature_axpby_",
+    "curvature_dot",
+    "curvature_fd_finish_",
+    "curvature_sign_axpy_",
+    "curvature_sign_dot",
+    "curvature_sign_fill_",
+    "curvature_sign_fma_",
     "dct_forward",
     "dct_inverse",
     "dct_power",
@@ -135,6 +142,83 @@ def channel_energy(
 def crc32c(data: bytes, crc: int = 0) -> int:
     """
     CRC32C of data, continuing crc (0 for nothing before).
+    """
+
+def curvature_axpby_(
+    ys: collections.abc.Sequence[numpy.ndarray],
+    a: float,
+    xs: collections.abc.Sequence[numpy.ndarray],
+    b: float,
+) -> None:
+    """
+    y = a y + b x.
+    """
+
+def curvature_dot(
+    xs: collections.abc.Sequence[numpy.ndarray], ys: collections.abc.Sequence[numpy.ndarray]
+) -> list[float]:
+    """
+    <x, y> of each pair.
+    """
+
+def curvature_fd_finish_(
+    plus: numpy.typing.NDArray[numpy.float32],
+    minus: numpy.typing.NDArray[numpy.float32],
+    scale: float,
+    q: numpy.typing.NDArray[numpy.float32] | None = None,
+) -> list[float]:
+    """
+    plus = (plus - minus) scale; |plus|^2 and <plus, q>, or 0.
+    """
+
+def curvature_sign_axpy_(
+    xs: collections.abc.Sequence[numpy.ndarray],
+    scale: float,
+    seed: int,
+    step: int,
+    slot: int,
+    params: collections.abc.Sequence[int],
+) -> None:
+    """
+    x += scale z.
+    """
+
+def curvature_sign_dot(
+    xs: collections.abc.Sequence[numpy.ndarray],
+    seed: int,
+    step: int,
+    slot: int,
+    params: collections.abc.Sequence[int],
+) -> list[float]:
+    """
+    <z, x> of each array.
+    """
+
+def curvature_sign_fill_(
+    xs: collections.abc.Sequence[numpy.ndarray],
+    scale: float,
+    seed: int,
+    step: int,
+    slot: int,
+    params: collections.abc.Sequence[int],
+) -> None:
+    """
+    x = scale z.
+    """
+
+def curvature_sign_fma_(
+    accs: list[numpy.typing.NDArray[numpy.float32]],
+    xs: collections.abc.Sequence[numpy.ndarray],
+    a: float,
+    b: float,
+    seed: int,
+    step: int,
+    slot: int,
+    params: collections.abc.Sequence[int],
+    squared: bool,
+) -> None:
+    """
+    acc = a acc + b z x, or a acc + b x x.
     """
 
 def dct_forward(

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-import lowtide
+from lowtide import ops
 from lowtide.errors import LowtideTypeError, LowtideValueError
 
 #: What an operator takes as a vector: flat, or one tensor a parameter, in order or by name.
@@ -116,25 +116,23 @@ class Layout:
     def probe(self, seed: int, k: int, out: Tensor | None = None) -> Tensor:
         """Probe ``k``: a vector of signs, element i of tensor t from the stream of ``(seed, step k, param t)``."""
         out = torch.empty(self.n, dtype=self.dtype, device=self.device) if out is None else out
-        for t, part in enumerate(torch.split(out, list(self.sizes))):
-            if self.dtype == torch.float32:
-                lowtide.random.sample(seed=seed, step=k, param=t, dist="rademacher", out=part)
-            else:
-                signs = lowtide.random.sample(
-                    part.shape, seed=seed, step=k, param=t, dist="rademacher", like="torch"
-                )
-                part.copy_(signs)
-        return out
+        signs = out if self._drawn_in_place else torch.empty(self.n)
+        ops.curvature_sign_fill_(self._parts_of(signs), 1.0, *self._address(seed, k))
+        return out if signs is out else out.copy_(signs)
 
     def probe_dots(self, flat: Tensor, seed: int, k: int) -> Tensor:
-        """``<z_t, flat_t>`` for each tensor t, float64 ``(len(names),)``; the probe is not stored."""
-        dots = torch.empty(len(self.sizes), dtype=torch.float64)
-        for t, part in enumerate(torch.split(flat, list(self.sizes))):
-            if self.dtype == torch.float32:
-                dots[t] = lowtide.random.dot(part, seed=seed, step=k, param=t, dist="rademacher")
-            else:
-                signs = lowtide.random.sample(
-                    part.shape, seed=seed, step=k, param=t, dist="rademacher", like="torch"
-                )
-                dots[t] = part @ signs.to(part.dtype)
-        return dots
+        """``<z_t, flat_t>`` for each tensor t, float64 ``(len(names),)``; on a CPU and in float32 the probe is not stored."""
+        if self._drawn_in_place:
+            return ops.curvature_sign_dot(self._parts_of(flat), *self._address(seed, k))
+        products = (self.probe(seed, k) * flat).cpu()
+        return torch.stack([part.sum() for part in self._parts_of(products)])
+
+    @property
+    def _drawn_in_place(self) -> bool:
+        return self.dtype == torch.float32 and self.device.type == "cpu"
+
+    def _parts_of(self, flat: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(flat, list(self.sizes))
+
+    def _address(self, seed: int, k: int) -> tuple[int, int, int, range]:
+        return seed, k, 0, range(len(self.sizes))

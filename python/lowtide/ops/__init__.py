@@ -28,6 +28,13 @@ torch.ops.lowtide._set_isa(_core.active_isa_id())
 
 from lowtide.ops.channels import channel_energy, ordered_sum  # noqa: E402
 from lowtide.ops.combine import combine_  # noqa: E402
+from lowtide.ops.curvature_probe import (  # noqa: E402
+    curvature_sign_axpy_,
+    curvature_sign_dot,
+    curvature_sign_fill_,
+    curvature_sign_fma_,
+)
+from lowtide.ops.curvature_vectors import curvature_axpby_, curvature_dot, curvature_fd_finish_  # noqa: E402
 from lowtide.ops.dct import dct, dct_power, idct  # noqa: E402
 from lowtide.ops.factored import (  # noqa: E402
     adafactor_,
@@ -81,6 +88,13 @@ __all__ = [
     "block_adam_",
     "channel_energy",
     "combine_",
+    "curvature_axpby_",
+    "curvature_dot",
+    "curvature_fd_finish_",
+    "curvature_sign_axpy_",
+    "curvature_sign_dot",
+    "curvature_sign_fill_",
+    "curvature_sign_fma_",
     "dct",
     "dct_power",
     "dequantize_group",
