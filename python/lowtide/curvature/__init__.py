@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from lowtide.curvature._check import OperatorCheck
 from lowtide.curvature._connectivity import LossPath, barrier, bezier
 from lowtide.curvature._diagonal import DiagonalResult, diagonal
 from lowtide.curvature._heads import CEHead, LogisticHead, MSEHead
+from lowtide.curvature._hessian import HessianOperator
 from lowtide.curvature._lanczos import Eigen, eigsh
 from lowtide.curvature._landscape import Landscape, landscape
 from lowtide.curvature._layout import Layout, Vector
 from lowtide.curvature._linear_operator import LinearOperator, MatrixOperator
+from lowtide.curvature._problem import Problem
 from lowtide.curvature._pruning import obd_saliency, obs_saliency, obs_update, prune_mask
 from lowtide.curvature._scores import VarianceOfGradients, variance_of_gradients
 from lowtide.curvature._slq import slq
@@ -23,6 +26,7 @@ __all__ = [
     "DiagonalResult",
     "Eigen",
     "Estimate",
+    "HessianOperator",
     "Landscape",
     "Layout",
     "LinearOperator",
@@ -30,7 +34,9 @@ __all__ = [
     "LossPath",
     "MSEHead",
     "MatrixOperator",
+    "OperatorCheck",
     "Outliers",
+    "Problem",
     "Spectrum",
     "TraceResult",
     "VarianceOfGradients",
