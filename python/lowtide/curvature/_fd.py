@@ -22,8 +22,10 @@ from torch import Tensor
 import lowtide
 from lowtide.curvature._problem import Problem
 from lowtide.errors import LowtideValueError
-from lowtide.ops.spsa_perturb import FLOATS, spsa_perturb_list
+from lowtide.ops.spsa_perturb import spsa_perturb_list
 
+#: What the perturbation kernel reads and writes.
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 #: Length of the step on the second rung of tuning's ladder, about the cube root of the precision.
 _START = {torch.float32: 5e-3, torch.float64: 6e-6}
 #: The ladder climbs in factors of 4 while neighbours come closer.
