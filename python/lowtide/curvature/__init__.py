@@ -6,6 +6,8 @@ from __future__ import annotations
 from lowtide.curvature._check import OperatorCheck
 from lowtide.curvature._connectivity import LossPath, barrier, bezier
 from lowtide.curvature._diagonal import DiagonalResult, diagonal
+from lowtide.curvature._fisher import FisherOperator
+from lowtide.curvature._ggn import GGNOperator
 from lowtide.curvature._heads import CEHead, LogisticHead, MSEHead
 from lowtide.curvature._hessian import HessianOperator
 from lowtide.curvature._lanczos import Eigen, eigsh
@@ -26,6 +28,8 @@ __all__ = [
     "DiagonalResult",
     "Eigen",
     "Estimate",
+    "FisherOperator",
+    "GGNOperator",
     "HessianOperator",
     "Landscape",
     "Layout",

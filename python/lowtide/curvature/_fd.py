@@ -36,6 +36,27 @@ _SAMPLE = 4096
 _TUNE_SEED = 0x7E57
 
 
+def climb(difference: Callable[[float], Tensor], dtype: torch.dtype) -> tuple[float, float]:
+    """(eta, relative error): between the two neighbouring rungs whose difference quotients differ least.
+
+    Args:
+        difference: the quotient at a step of length eta.
+        dtype: of the parameters that are moved.
+    """
+    eta = _START[dtype] / 4.0
+    last = difference(eta)
+    best = (eta, math.inf)
+    for _ in range(1, _RUNGS):
+        eta *= 4.0
+        here = difference(eta)
+        size = float(here.norm())
+        gap = float((here - last).norm()) / size if size else 0.0
+        if not gap < best[1]:
+            break
+        best, last = (eta / 2.0, gap), here
+    return best
+
+
 class FiniteDifference:
     """Products of a problem's Hessian by finite differences.
 
@@ -60,15 +81,15 @@ class FiniteDifference:
         if norm == 0.0 or not math.isfinite(norm):
             out.copy_(v)  # zero, or whatever is not finite
             return
-        self._difference(self._along(v), self.step("vector") / norm, out)
+        self._difference(self.along(v), self.step("vector") / norm, out)
 
     def product_seeded(self, seed: int, k: int, out: Tensor) -> None:
         """``out[:] = H z`` for probe k."""
-        self._difference(self._along_probe(seed, k), self.step("probe") / math.sqrt(self.layout.n), out)
+        self._difference(self.along_probe(seed, k), self.step("probe") / math.sqrt(self.layout.n), out)
 
     def quad_seeded(self, seed: int, k: int) -> Tensor:
         """``<z_t, (H z)_t>`` for each tensor, float64; gradients are dotted with z and dropped."""
-        perturb, h = self._along_probe(seed, k), self.step("probe") / math.sqrt(self.layout.n)
+        perturb, h = self.along_probe(seed, k), self.step("probe") / math.sqrt(self.layout.n)
         quads = torch.zeros(len(self.layout.sizes), dtype=torch.float64)
 
         def visit(t: int, g: Tensor, w: float) -> None:
@@ -90,30 +111,15 @@ class FiniteDifference:
 
     def _tune(self, kind: str) -> tuple[float, float]:
         if kind not in self._tuned:
-            direction = self._along_probe(_TUNE_SEED, 0)
+            direction = self.along_probe(_TUNE_SEED, 0)
             norm = math.sqrt(self.layout.n)
             if kind == "vector":
                 gradient = self.problem.gradient()
                 length = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
                 if math.isfinite(length) and length > 0.0:
-                    direction, norm = self._along(gradient), length
-            self._tuned[kind] = self._climb(direction, norm)
+                    direction, norm = self.along(gradient), length
+            self._tuned[kind] = climb(lambda eta: self._sampled(direction, eta / norm), self.layout.dtype)
         return self._tuned[kind]
-
-    def _climb(self, direction: Callable[[Tensor, float], None], norm: float) -> tuple[float, float]:
-        """(eta, relative error): between the two neighbouring rungs whose products differ least."""
-        eta = _START[self.layout.dtype] / 4.0
-        last = self._sampled(direction, eta / norm)
-        best = (eta, math.inf)
-        for _ in range(1, _RUNGS):
-            eta *= 4.0
-            here = self._sampled(direction, eta / norm)
-            size = float(here.norm())
-            gap = float((here - last).norm()) / size if size else 0.0
-            if not gap < best[1]:
-                break
-            best, last = (eta / 2.0, gap), here
-        return best
 
     def _sampled(self, direction: Callable[[Tensor, float], None], h: float) -> Tensor:
         """Some elements of the product, float64."""
@@ -151,7 +157,9 @@ class FiniteDifference:
 
                 self.problem.visit_gradients(self.layout.views(scratch), weighted)
 
-    def _along(self, v: Tensor) -> Callable[[Tensor, float], None]:
+    def along(self, v: Tensor) -> Callable[[Tensor, float], None]:
+        """A function that writes ``theta + h v`` into a vector."""
+
         def perturb(scratch: Tensor, h: float) -> None:
             views = zip(self.layout.views(scratch), self.problem.tensors, self.layout.views(v), strict=True)
             for out, theta, part in views:
@@ -159,7 +167,9 @@ class FiniteDifference:
 
         return perturb
 
-    def _along_probe(self, seed: int, k: int) -> Callable[[Tensor, float], None]:
+    def along_probe(self, seed: int, k: int) -> Callable[[Tensor, float], None]:
+        """A function that writes ``theta + h z`` into a vector, z being probe k."""
+
         def perturb(scratch: Tensor, h: float) -> None:
             views, tensors = self.layout.views(scratch), self.problem.tensors
             native = [t for t, theta in enumerate(tensors) if _native(theta, views[t])]

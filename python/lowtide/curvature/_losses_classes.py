@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cross-entropy over classes, of classifiers and of causal language models."""
+"""Cross-entropy over classes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowtide.curvature._losses import MSE, BCEWithLogits, Criterion, Loss, run_model, split, with_target
-from lowtide.errors import LowtideTypeError, LowtideValueError
+from lowtide.curvature._losses import Criterion, split, with_target
+from lowtide.errors import LowtideValueError
 
 
 class CrossEntropy(Criterion):
@@ -116,94 +114,3 @@ class CrossEntropy(Criterion):
     def row_sum(self, products: Tensor) -> Tensor:
         """Sum over classes: every place of an output with further dimensions is a row."""
         return products.sum(1, keepdim=True)
-
-
-class CausalLM(CrossEntropy):
-    """Next-token cross-entropy, a token being a sample; labels of -100 do not count.
-
-    A batch is token ids ``(B, T)``, a pair (ids, labels), or a mapping with ``input_ids``, perhaps ``attention_mask`` and
-    ``labels`` (Hugging Face's; labels are shifted here, as models there do). Without labels they are the ids, where the
-    attention mask is 1. Outputs are the logits of the tokens that have a successor, ``(B (T - 1), V)``.
-    """
-
-    def _parts(self, batch: Any) -> tuple[Any, Tensor]:
-        if isinstance(batch, Tensor):
-            return batch, batch
-        if not isinstance(batch, Mapping):
-            return split(batch)
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
-        if "input_ids" not in inputs:
-            raise LowtideValueError(
-                f"data: a batch of loss_fn='causal_lm' must hold 'input_ids', got the keys {sorted(batch)}"
-            )
-        labels = batch.get("labels")
-        if labels is None:
-            labels = inputs["input_ids"]
-            mask = inputs.get("attention_mask")
-            labels = labels if mask is None else labels.masked_fill(mask == 0, self.module.ignore_index)
-        return inputs, labels
-
-    def outputs(self, model: nn.Module, batch: Any) -> Tensor:
-        """Logits ``(B (T - 1), V)``."""
-        inputs = self._parts(batch)[0]
-        if hasattr(getattr(model, "config", None), "use_cache"):
-            inputs = {
-                **(inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}),
-                "use_cache": False,
-            }
-        logits = run_model(model, inputs)
-        return logits[:, :-1].reshape(-1, logits.shape[-1])
-
-    def target(self, batch: Any) -> Tensor:
-        """Labels of the next tokens, ``(B (T - 1),)``."""
-        return self._parts(batch)[1][:, 1:].reshape(-1)
-
-    def sample(self, outputs: Tensor, batch: Any, generator: torch.Generator | None = None) -> Any:
-        """A mapping with drawn labels."""
-        inputs, labels = self._parts(batch)
-        drawn = labels.clone()
-        drawn[:, 1:] = self._draw(outputs, self.target(batch), generator).view(labels.shape[0], -1)
-        named = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
-        return {**named, "labels": drawn}
-
-    def value(self, outputs: Tensor, batch: Any) -> Tensor:
-        """See :meth:`Loss.value`."""
-        return F.cross_entropy(
-            outputs.float() if outputs.dtype != torch.float64 else outputs, self.target(batch)
-        )
-
-    def __repr__(self) -> str:
-        return "causal_lm"
-
-
-_NAMES: dict[str, Callable[[], Loss]] = {
-    "cross_entropy": CrossEntropy,
-    "mse": MSE,
-    "bce_with_logits": BCEWithLogits,
-    "causal_lm": CausalLM,
-}
-
-
-def make_loss(loss_fn: Any) -> Loss:
-    """A :class:`Loss` of a name, a criterion module, or a function of (model, batch)."""
-    if isinstance(loss_fn, Loss):
-        return loss_fn
-    if isinstance(loss_fn, str):
-        if loss_fn not in _NAMES:
-            raise LowtideValueError(
-                f"loss_fn must be one of {', '.join(_NAMES)}, a criterion or a function, got {loss_fn!r}"
-            )
-        return _NAMES[loss_fn]()
-    if isinstance(loss_fn, nn.Module):
-        if type(loss_fn) is nn.CrossEntropyLoss and loss_fn.reduction == "mean":
-            return CrossEntropy(loss_fn)
-        if type(loss_fn) is nn.MSELoss and loss_fn.reduction == "mean":
-            return MSE()
-        if type(loss_fn) is nn.BCEWithLogitsLoss and loss_fn.reduction == "mean":
-            return BCEWithLogits(loss_fn)
-        return Criterion(loss_fn)
-    if not callable(loss_fn):
-        raise LowtideTypeError(
-            f"loss_fn must be a criterion, one of {', '.join(_NAMES)}, or a function of (model, batch), got {type(loss_fn).__name__}"
-        )
-    return Loss(loss_fn)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from lowtide.curvature._guard import RandomState, exact_derivatives, generators_of, modes
 from lowtide.curvature._layout import Layout
-from lowtide.curvature._losses_classes import make_loss
+from lowtide.curvature._losses_make import make_loss
 from lowtide.curvature._params import ParamSpec, resolve_params
 from lowtide.errors import LowtideImportError, LowtideRuntimeError, LowtideTypeError, LowtideValueError
 
@@ -61,6 +61,7 @@ class Problem:
     Attributes:
         layout: names and shapes of the parameters.
         loss: the loss as outputs and criterion (see ``_losses.py``).
+        index: of the batch that :meth:`batches` is at.
 
     >>> import torch
     >>> from lowtide.curvature import Problem
@@ -102,7 +103,7 @@ class Problem:
         self._weights: list[float] | None = None
         self._counts: list[float] = []
         self._random: RandomState | None = None
-        self._index = 0
+        self.index = 0
         if progress:
             try:
                 import tqdm  # noqa: F401
@@ -139,7 +140,7 @@ class Problem:
                     yield
             finally:
                 self._random.restore()
-                self._random, self._index = None, 0
+                self._random, self.index = None, 0
 
     def batches(self) -> Iterator[tuple[Any, float]]:
         """All batches, each with its weight in the mean; weights sum to 1, batches without weight are left out.
@@ -155,7 +156,7 @@ class Problem:
             seen = 0
             try:
                 for i, batch in enumerate(self._raw()):
-                    seen, self._index = i + 1, i
+                    seen, self.index = i + 1, i
                     if i >= len(weights) or self._weigh(batch) != self._counts[i]:
                         break
                     if weights[i]:
@@ -209,7 +210,8 @@ class Problem:
 
     # ------------------------------------------------------------------ evaluation
 
-    def _swapped(self, fn: Callable[..., Any], tensors: Sequence[Tensor] | None, batch: Any) -> Any:
+    def swapped(self, fn: Callable[..., Any], tensors: Sequence[Tensor] | None, batch: Any) -> Any:
+        """``fn(model, batch)`` with ``tensors`` in the place of the model's parameters and copies in that of its buffers."""
         tensors = self.tensors if tensors is None else tensors
         if len(tensors) != len(self._params):
             raise LowtideValueError(
@@ -229,12 +231,12 @@ class Problem:
             own[name] = _float32(b.clone()) if self._upcast else b.clone()
         with self.frozen():
             assert self._random is not None
-            self._random.seed(_MODEL_SEED + self._index)
+            self._random.seed(_MODEL_SEED + self.index)
             return functional_call(self._wrapper, {f"model.{k}": t for k, t in own.items()}, (fn, batch))
 
     def call(self, tensors: Sequence[Tensor] | None, batch: Any) -> Tensor:
         """The mean loss of one batch, 0-dim, differentiable in ``tensors`` (None: the model's, detached)."""
-        loss = self._swapped(self.loss, tensors, batch)
+        loss = self.swapped(self.loss, tensors, batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
             got = (
                 f"shape {tuple(loss.shape)}, {loss.dtype}"
@@ -252,7 +254,7 @@ class Problem:
         Raises:
             LowtideTypeError: ``loss_fn`` is a function of (model, batch).
         """
-        outputs: Tensor = self._swapped(self.loss.outputs, tensors, batch)
+        outputs: Tensor = self.swapped(self.loss.outputs, tensors, batch)
         return outputs
 
     def evaluate(
@@ -291,10 +293,15 @@ class Problem:
         visit: Callable[[int, Tensor, float], object],
         *,
         batches: Iterable[tuple[Any, float]] | None = None,
+        roots: Callable[[list[Tensor], Any], tuple[list[Tensor], list[Tensor]]] | None = None,
     ) -> None:
         """Calls ``visit(t, gradient, weight)`` for each parameter and batch as the backward pass gets there.
 
         The gradient is freed afterwards: no more than the largest tensor's is held besides activations.
+
+        Args:
+            tensors, batches: see :meth:`evaluate`.
+            roots: gives (tensors, cotangents) to go backward from, for leaves and a batch; the loss if left out.
         """
         leaves = self.leaves(tensors)
         current = [0.0]
@@ -312,15 +319,21 @@ class Problem:
             with torch.enable_grad(), self.frozen():
                 for batch, weight in self._pairs(batches):
                     current[0] = weight
-                    loss = self.call(leaves, batch)
-                    if not loss.requires_grad:
-                        raise LowtideRuntimeError(
-                            "loss_fn gave a loss that depends on none of params; it must not detach them or return .item()"
-                        )
-                    loss.backward(inputs=leaves)  # type: ignore[no-untyped-call]
+                    from_here, cotangents = (
+                        self._loss_root(leaves, batch) if roots is None else roots(leaves, batch)
+                    )
+                    torch.autograd.backward(from_here, cotangents, inputs=leaves)
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _loss_root(self, leaves: list[Tensor], batch: Any) -> tuple[list[Tensor], list[Tensor]]:
+        loss = self.call(leaves, batch)
+        if not loss.requires_grad:
+            raise LowtideRuntimeError(
+                "loss_fn gave a loss that depends on none of params; it must not detach them or return .item()"
+            )
+        return [loss], [torch.ones_like(loss)]
 
     def _pairs(self, batches: Iterable[tuple[Any, float]] | None) -> Iterable[tuple[Any, float]]:
         return self.batches() if batches is None else batches
