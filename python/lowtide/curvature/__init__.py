@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from lowtide.curvature._check import OperatorCheck
+from lowtide.curvature._coherence import Coherence, coherence
 from lowtide.curvature._connectivity import LossPath, barrier, bezier
 from lowtide.curvature._diagonal import DiagonalResult, diagonal
 from lowtide.curvature._fisher import FisherOperator
@@ -19,11 +20,13 @@ from lowtide.curvature._pruning import obd_saliency, obs_saliency, obs_update, p
 from lowtide.curvature._scores import VarianceOfGradients, variance_of_gradients
 from lowtide.curvature._slq import slq
 from lowtide.curvature._spectrum import Criteria, Estimate, Outliers, Spectrum
+from lowtide.curvature._stability import StabilityReport, batch_sharpness, stability_report
 from lowtide.curvature._trace import BlockTrace, TraceResult, trace
 
 __all__ = [
     "BlockTrace",
     "CEHead",
+    "Coherence",
     "Criteria",
     "DiagonalResult",
     "Eigen",
@@ -42,11 +45,14 @@ __all__ = [
     "Outliers",
     "Problem",
     "Spectrum",
+    "StabilityReport",
     "TraceResult",
     "VarianceOfGradients",
     "Vector",
     "barrier",
+    "batch_sharpness",
     "bezier",
+    "coherence",
     "diagonal",
     "eigsh",
     "landscape",
@@ -55,6 +61,7 @@ __all__ = [
     "obs_update",
     "prune_mask",
     "slq",
+    "stability_report",
     "trace",
     "variance_of_gradients",
 ]

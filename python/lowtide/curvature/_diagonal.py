@@ -15,9 +15,9 @@ from lowtide.curvature._confidence import Sampling
 from lowtide.curvature._linear_operator import LinearOperator
 from lowtide.curvature._low_rank_trace import Advance, Sketch, exact_diagonal
 from lowtide.curvature._progress import progress_bar
-from lowtide.errors import LowtideRuntimeError, LowtideValueError
+from lowtide.errors import LowtideRuntimeError, LowtideTypeError, LowtideValueError
 
-METHODS = ("hutchinson", "xdiag")
+METHODS = ("hutchinson", "xdiag", "gnb")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class DiagonalResult:
         converged: whether the interval, in the 2-norm over all elements, is as narrow as ``rtol`` wanted.
         seed: of the probes.
         method: the one used.
-        products: products with the operator.
+        products: products with the operator; gradients for "gnb".
     """
 
     value: Tensor
@@ -77,26 +77,29 @@ def diagonal(
     ==========  ==================================================================================  =============
     hutchinson  mean of z * Hz (Bekas, Kokiopoulou, Saad 2007); Var d_i = sum_{j!=i} H_ij^2 / m     4 n
     xdiag       leave-one-out on a basis of m/2 vectors (Epperly, Tropp, Webber 2024)               (m + 6) n
+    gnb         mean of g * g, g a gradient at labels drawn from the model (Liu et al. 2023,        3 n
+                Sophia): the diagonal of the Gauss-Newton matrix, one gradient a sample
     ==========  ==================================================================================  =============
 
     Args:
-        op: the operator.
+        op: the operator; for "gnb" one with a ``problem`` whose loss can draw labels (cross-entropy, MSE, BCE).
         method: one of the table.
         rtol: width of the interval wanted, relative to the diagonal.
         confidence: of the interval that ``rtol`` is about.
-        min_probes, max_probes: the least and most products.
+        min_probes, max_probes: the least and most products (passes over the data for "gnb").
         seed: of the probes.
         out: receives the value, ``(n,)`` of the layout's dtype.
         progress: show a bar (needs tqdm).
 
     Raises:
         LowtideValueError: an impossible argument.
+        LowtideTypeError: "gnb" on an operator without a problem, or on another loss.
         LowtideRuntimeError: a product is not finite.
     """
     rule = Sampling(rtol, 0.0, confidence, min_probes, max_probes)
     if method not in METHODS:
         raise LowtideValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    run = {"hutchinson": _hutchinson, "xdiag": _xdiag}[method]
+    run = {"hutchinson": _hutchinson, "xdiag": _xdiag, "gnb": _gnb}[method]
     if out is not None:
         op._out(out)
     before = op.products
@@ -106,7 +109,8 @@ def diagonal(
     if out is not None:
         value = out.copy_(value)
     met = exact or rule.met(_norm(value), _norm(stderr), moments.count)
-    return DiagonalResult(value, stderr, moments.count, met, seed, method, op.products - before)
+    products = moments.count if method == "gnb" else op.products - before
+    return DiagonalResult(value, stderr, moments.count, met, seed, method, products)
 
 
 class _FlatMoments:
@@ -196,6 +200,37 @@ def _add_xdiag(moments: _FlatMoments, sketch: Sketch) -> None:
         sample += head
         sample.addcmul_(left @ sketch.q, left @ sketch.z, value=-1)
         moments.add(sample)
+
+
+def _gnb(op: LinearOperator, rule: Sampling, seed: int, advance: Advance) -> tuple[_FlatMoments, bool]:
+    """Sample: sum over batches of w (J' c r)^2, r the score of drawn labels, which rows have independently."""
+    problem: Any = getattr(op, "problem", None)
+    if problem is None:
+        raise LowtideTypeError(
+            f"method='gnb' draws labels from a model and {type(op).__name__} has none; pass a GGNOperator or "
+            "HessianOperator, or use 'hutchinson'"
+        )
+    moments = _FlatMoments(op.layout.zeros)
+    sample = op.layout.zeros()
+    views = op.layout.views(sample)
+    generator = torch.Generator().manual_seed(seed)
+    loss = problem.loss
+    while moments.count < rule.max_probes and not moments.met(rule):
+        sample.zero_()
+        with problem.frozen(), torch.enable_grad():
+            for batch, weight in problem.batches():
+                leaves = [t.detach().requires_grad_() for t in problem.tensors]
+                outputs = problem.outputs(leaves, batch)
+                seen = outputs.detach()
+                score = loss.nll_gradient(seen, loss.sample(seen, batch, generator))
+                score = score * loss.curvature_root(seen, batch)
+                gradients = torch.autograd.grad(outputs, leaves, score, allow_unused=True)
+                for part, gradient in zip(views, gradients, strict=True):
+                    if gradient is not None:
+                        part.addcmul_(gradient.to(part.dtype), gradient.to(part.dtype), value=weight)
+        moments.add(sample)
+        advance(1)
+    return moments, False
 
 
 def _norm(x: Tensor) -> float:

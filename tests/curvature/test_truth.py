@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every operator and every estimator against the dense matrix, on small models in float64."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import lowtide as lt  # noqa: E402
+from lowtide.curvature import (  # noqa: E402
+    HessianOperator,
+    diagonal,
+    eigsh,
+    slq,
+    trace,
+)
+
+from . import cases  # noqa: E402
+
+MODELS = ["mlp", "regression", "conv", "attention"]
+
+
+@functools.cache
+def case(name):
+    made = getattr(cases, name)()
+    return made, made.dense()
+
+
+def hessian(name, **options):
+    made, dense = case(name)
+    return HessianOperator(made.model, None, made.batches, made.loss, **options), dense
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("method", "error"), [("double", 1e-13), ("fwdrev", 1e-13), ("fd", 2e-9)])
+def test_hessians(name, method, error):
+    """Exact methods to rounding; differences to eps^(2/3), the best that two gradients allow, and a margin."""
+    op, dense = hessian(name, method=method)
+    assert relative(op.dense(), dense) < error
+    assert not op.positive
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("method", ["hutchinson", "hutch++", "xtrace", "zo"])
+def test_traces(name, method):
+    """The truth lies in the interval; one seed, which the 95 % allow to be chosen among few."""
+    op, dense = hessian(name)
+    truth = float(dense.trace())
+    got = trace(op, method=method, rtol=0.0, max_probes=72, seed=3)
+    assert got.ci_low <= truth <= got.ci_high
+    assert got.stderr < 0.4 * abs(truth)
+
+
+def test_zeroth_order_is_hutchinson_without_gradients():
+    """The same probes: what differs is the fourth derivative at h^2/12 and rounding, 1e-4 in float64."""
+    op, _ = hessian("mlp")
+    before = op.products
+    zo = trace(op, method="zo", rtol=0.0, max_probes=20)
+    assert op.products == before
+    assert zo.products >= 41  # two values a probe, the centre, and the search for a step
+    plain = trace(op, rtol=0.0, max_probes=20)
+    assert zo.value == pytest.approx(plain.value, rel=1e-4)
+    assert trace(op, method="zo", rtol=0.0, max_probes=20, fd_step=1e-3).value == pytest.approx(
+        plain.value, rel=1e-3
+    )
+    with pytest.raises(lt.LowtideValueError, match="fd_step must be positive"):
+        trace(op, method="zo", fd_step=-1.0)
+
+
+def test_zeroth_order_in_single_precision():
+    """Rounding of a float32 loss costs digits; the step that is chosen keeps two."""
+    made = cases.mlp()
+    made.model.float()
+    batches = [(x.float(), y) for x, y in made.batches]
+    op = HessianOperator(made.model, None, batches, made.loss)
+    zo, plain = (trace(op, method=m, rtol=0.0, max_probes=20) for m in ("zo", "hutchinson"))
+    assert zo.value == pytest.approx(plain.value, rel=0.02)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_traces_of_single_tensors(name):
+    op, dense = hessian(name)
+    got = trace(op, rtol=0.0, max_probes=200, per_tensor=True, seed=2)
+    blocks = dense.diagonal().split(list(op.layout.sizes))
+    assert list(got.per_tensor) == list(op.layout.names)
+    for block, (value, stderr) in zip(blocks, got.per_tensor.values(), strict=True):
+        assert abs(value - float(block.sum())) <= 4.5 * stderr + 1e-12
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("method", ["hutchinson", "xdiag"])
+def test_diagonals(name, method):
+    op, dense = hessian(name)
+    got = diagonal(op, method=method, rtol=0.0, max_probes=60)
+    error, said = float((got.value - dense.diagonal()).norm()), float(got.stderr.norm())
+    assert 0.4 * said < error < 2 * said
+
+
+@pytest.mark.parametrize("name", ["mlp", "attention"])
+@pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
+def test_eigenvalues(name, which):
+    op, dense = hessian(name)
+    truth = torch.linalg.eigvalsh(dense)
+    got = eigsh(op, k=4, which=which, tol=1e-8)
+    assert bool(got.converged.all())
+    wanted = {
+        "LA": truth[-4:], "SA": truth[:4], "LM": truth[truth.abs().argsort()[-4:]],
+        "BE": torch.cat([truth[:2], truth[-2:]]),
+    }[which]  # fmt: skip
+    torch.testing.assert_close(got.values.sort().values, wanted.sort().values, rtol=1e-7, atol=1e-9)
+    residual = dense @ got.vectors - got.vectors * got.values
+    assert float(residual.norm(dim=0).max()) <= 1e-7 * float(truth.abs().max())
+
+
+@pytest.mark.parametrize("name", ["conv", "attention"])
+def test_spectra(name):
+    """Sums over the spectrum are those of the eigenvalues, within the errors of six probes."""
+    op, dense = hessian(name)
+    truth = torch.linalg.eigvalsh(dense)
+    spectrum = slq(op, probes=6, steps=25, seed=3)
+    for f in (lambda t: t, lambda t: t**2, torch.exp):
+        got = spectrum.trace_of(f)
+        assert abs(got.value - float(f(truth).sum())) <= 5 * got.stderr
+
+
+def test_intervals_of_a_networks_trace_hold_as_often_as_promised():
+    """Coverage of the stopped rule on a Hessian, 200 seeds; the products of a dense copy, for speed."""
+    _, dense = case("attention")  # its trace is negative
+    op = lt.curvature.MatrixOperator(dense)
+    truth = float(dense.trace())
+    held = 0
+    for seed in range(200):
+        got = trace(op, rtol=0.2, max_probes=1000, seed=seed)
+        assert got.converged
+        assert got.value < 0
+        held += got.ci_low <= truth <= got.ci_high
+    assert held >= 180
