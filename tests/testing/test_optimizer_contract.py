@@ -79,6 +79,9 @@ PRESETS = {
     "SophiaG 4bit": fed("SophiaG", 5e-3, batch_size=64, state=lt.optim.StateStore("int4", 0)),
     "SophiaH": fed("SophiaH", 5e-3, rho=0.04, update_each=2),
     "SophiaH 8bit": fed("SophiaH", 5e-3, rho=0.04, state=lt.optim.StateStore("int8", 0)),
+    "MFAC": preset("MFAC", 1.0, ngrads=5, damp=0.1),
+    "MFAC int8 momentum": preset("MFAC", 0.6, ngrads=5, damp=0.1, window="int8", momentum=0.9),
+    "MFAC tensor": preset("MFAC", 0.1, ngrads=5, damp=0.1, window="bf16", scope="tensor"),
     "GaLore": preset("GaLore", 2e-2, low=True, rule=lt.optim.LionRule()),
     "GaLoreAdafactor": preset("GaLoreAdafactor", 4e-2, low=True),
     "GaLoreAdamW": preset("GaLoreAdamW", 4e-2, low=True),
@@ -128,8 +131,19 @@ def test_every_public_optimizer_is_here() -> None:
     assert classes - {"Composed"} == {name.split()[0] for name in PRESETS}
 
 
-@pytest.mark.parametrize("check", OPTIMIZER_CHECKS)
-@pytest.mark.parametrize("name", PRESETS)
+#: A matrix that all parameters share makes each step a matter of all of them.
+JOINT = {"MFAC", "MFAC int8 momentum"}
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        (name, check)
+        for name in PRESETS
+        for check in OPTIMIZER_CHECKS
+        if name not in JOINT or check != "mixed"
+    ],
+)
 def test_preset(name: str, check: str) -> None:
     optimizer_contract(PRESETS[name], checks=[check])
 

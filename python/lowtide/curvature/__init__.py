@@ -15,6 +15,7 @@ from lowtide.curvature._lanczos import Eigen, eigsh
 from lowtide.curvature._landscape import Landscape, landscape
 from lowtide.curvature._layout import Layout, Vector
 from lowtide.curvature._linear_operator import LinearOperator, MatrixOperator
+from lowtide.curvature._mfac import MFAC, StaticMFAC
 from lowtide.curvature._problem import Problem
 from lowtide.curvature._pruning import obd_saliency, obs_saliency, obs_update, prune_mask
 from lowtide.curvature._scores import VarianceOfGradients, variance_of_gradients
@@ -24,6 +25,7 @@ from lowtide.curvature._stability import StabilityReport, batch_sharpness, stabi
 from lowtide.curvature._trace import BlockTrace, TraceResult, trace
 
 __all__ = [
+    "MFAC",
     "BlockTrace",
     "CEHead",
     "Coherence",
@@ -46,6 +48,7 @@ __all__ = [
     "Problem",
     "Spectrum",
     "StabilityReport",
+    "StaticMFAC",
     "TraceResult",
     "VarianceOfGradients",
     "Vector",

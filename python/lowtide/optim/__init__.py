@@ -33,6 +33,7 @@ from lowtide.optim.parametrizations import WeightNorm
 from lowtide.optim.presets import (
     APOLLO,
     FRUGAL,
+    MFAC,
     SGD,
     SGDP,
     AdaBelief,
@@ -79,7 +80,16 @@ from lowtide.optim.residuals import (
     ScaledResidual,
     SignResidual,
 )
-from lowtide.optim.rules import AdaBeliefRule, AdamRule, DiffGradRule, LionRule, Rule, SGDRule, SignRule
+from lowtide.optim.rules import (
+    AdaBeliefRule,
+    AdamRule,
+    DiffGradRule,
+    GradientRule,
+    LionRule,
+    Rule,
+    SGDRule,
+    SignRule,
+)
 from lowtide.optim.rules_curvature import AdaHessianRule, SophiaRule
 from lowtide.optim.rules_factored import AdafactorRule, AdamMiniRule
 from lowtide.optim.scale_invariant import ScaleInvariant
@@ -103,11 +113,13 @@ from lowtide.optim.subspaces import (
 )
 from lowtide.optim.subspaces_blocks import Blocks
 from lowtide.optim.subspaces_tracking import Fixed, Grassmann, Switch
+from lowtide.optim.transforms import GradientTransform, InverseFisher
 from lowtide.optim.transports import Reproject, Reset, Rotate, Stale, Transport
 
 __all__ = [
     "APOLLO",
     "FRUGAL",
+    "MFAC",
     "SAM",
     "SGD",
     "SGDP",
@@ -153,9 +165,12 @@ __all__ = [
     "GaussNewtonBartlett",
     "GoLoreAdamW",
     "GradNormLoRP",
+    "GradientRule",
+    "GradientTransform",
     "Grassmann",
     "Hutchinson",
     "InBackward",
+    "InverseFisher",
     "LDAdam",
     "LazyDoubling",
     "Lion",

@@ -25,6 +25,7 @@ from lowtide.optim.rules_curvature import CURVATURE_RULES
 from lowtide.optim.stores import STATE_BITS, BasisStore, StateStore
 from lowtide.optim.subspaces import Subspace
 from lowtide.optim.subspaces_two_sided import TwoSided, check_two_sided
+from lowtide.optim.transforms import GradientTransform
 from lowtide.optim.transports import Reset, Rotate, Transport
 
 #: How the fused kernels call the first, second and third moment.
@@ -67,6 +68,7 @@ class Axes:
     constraint: Constraint | None = None
     parametrization: WeightNorm | None = None
     curvature: CurvatureSource | None = None
+    transform: GradientTransform | None = None
     peers: list[tuple[int, int]] = field(default_factory=list)
     skipped: list[Tensor] = field(default_factory=list)
     clamped: bool = False
@@ -135,6 +137,10 @@ class Axes:
                 f"rank must be left out with {type(self.rule).__name__}: its curvature is that of single weights, of which a "
                 "subspace has none"
             )
+        if self.transform is not None:
+            raise LowtideValueError(
+                f"rank must be left out with transform {type(self.transform).__name__}, which keeps whole gradients"
+            )
         if group.get("proj_type") == "full":
             check_two_sided(self.subspace, self.refresh, self.transport, self.residual)
 
@@ -202,6 +208,8 @@ class Axes:
         if self.curvature is not None:
             state["curvature_updates"] = state["curvature_at"] = 0
         self.note_constraint(p, state)
+        if self.transform is not None:
+            self.transform.create(state, weight_store.shape(p))
         self.create_moments(group, state, shape, store)
 
     def create_moments(

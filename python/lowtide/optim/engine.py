@@ -32,6 +32,7 @@ from lowtide.optim.rules import AdamRule, Rule
 from lowtide.optim.saved import check_saved
 from lowtide.optim.stores import BasisStore, StateStore
 from lowtide.optim.subspaces import RandomizedSVD, Subspace
+from lowtide.optim.transforms import GradientTransform
 from lowtide.optim.transports import Stale, Transport
 
 
@@ -53,6 +54,7 @@ class Composed(Optimizer):
         parametrization: coordinates of the weights of low-rank groups other than their elements (:class:`~lowtide.optim.WeightNorm`).
         curvature: what feeds the second moment of rules that take it from elsewhere than the gradient
             (:class:`~lowtide.optim.Hutchinson`, :class:`~lowtide.optim.GaussNewtonBartlett`).
+        transform: what stands in for the gradients of a step, made of all of them (:class:`~lowtide.optim.InverseFisher`).
         stochastic: round bf16 weights stochastically (fp32 weights are never rounded, INT8 ones always are).
         maximize: step up the gradient instead of down.
         seed: of all random numbers: with the step and the parameter's id it determines every bit.
@@ -86,6 +88,7 @@ class Composed(Optimizer):
         constraint: Constraint | None = None,
         parametrization: WeightNorm | None = None,
         curvature: CurvatureSource | None = None,
+        transform: GradientTransform | None = None,
         stochastic: bool = True,
         maximize: bool = False,
         seed: int = 0,
@@ -107,6 +110,7 @@ class Composed(Optimizer):
             constraint,
             parametrization,
             curvature,
+            transform,
         )
         #: Whether a subspace was chosen: groups with ``rank`` are what this method is for.
         self._low_rank = subspace is not None
@@ -193,6 +197,8 @@ class Composed(Optimizer):
         self._check_gradients(grads)
         if self._axes.curvature is not None:
             check_sampled(self, self._axes.curvature, [p for _, found in work for p, _, _ in found])
+        if self._axes.transform is not None:
+            work = self._axes.transform.apply(self, work)
         for group, found in work:
             full: list[Item] = []
             for p, param_id, grad in found:
@@ -365,3 +371,5 @@ class Composed(Optimizer):
         # "fp32": converted moments that their library did not code (lowtide.optim.from_torchao).
         self._axes.create_state(group, p, want, StateStore() if entry.get("fp32") else None, entry)
         check_saved(want, entry, weight_store.shape(p))
+        if self._axes.transform is not None:
+            self._axes.transform.check(entry)

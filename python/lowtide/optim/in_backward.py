@@ -384,9 +384,9 @@ def in_backward(
         raise LowtideTypeError(
             f"opt_factory must return an optimizer of lowtide.optim, got {type(optimizer).__name__}"
         )
-    if optimizer._axes.curvature is not None:
+    if optimizer._axes.curvature is not None or optimizer._axes.transform is not None:
         raise LowtideValueError(
-            f"{type(optimizer).__name__} differentiates gradients or reads sampled ones: it needs all of them at once; "
+            f"{type(optimizer).__name__} makes something of all gradients together, it needs them at once; "
             "use it without in_backward"
         )
     return InBackward(

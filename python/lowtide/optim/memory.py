@@ -33,6 +33,7 @@ SHORT_NAMES = {
     "grass": "GRASSAdamW", "subtrack": "SubTrack", "golore": "GoLoreAdamW", "lotus": "LotusAdamW", "flora": "Flora",
     "gradnormlorp": "GradNormLoRP", "signsgd": "SignSGD", "signum": "Signum", "diffgrad": "DiffGrad", "diffgrad8bit": "DiffGrad8bit",
     "adamp": "AdamP", "sgdp": "SGDP", "adahessian": "AdaHessian", "sophiag": "SophiaG", "sophiah": "SophiaH",
+    "mfac": "MFAC",
 }  # fmt: skip
 METHODS = tuple(SHORT_NAMES)
 #: Arguments that a class cannot do without; bytes do not depend on them.
@@ -123,6 +124,8 @@ class _Planner:
         self._rank = rank
         self._seen: dict[tuple[tuple[int, ...], bool], _Plan] = {}
         self.low_rank = self._opt._low_rank
+        transform = self._opt._axes.transform
+        self.shared = 0 if transform is None else transform.shared_nbytes
         self.drops = isinstance(self._opt._axes.residual, Drop)
 
     @property
@@ -299,6 +302,7 @@ def memory(
         largest = max(largest, grad if gradients == "one" or summed else 0)
         count["basis"] += plan.paper_basis if paper else plan.basis
         count["states"] += _count_paper(plan, planner.name) if paper else sum(s[0] for s in plan.states)
+    count["states"] += planner.shared
     if not paper:
         count["gradients"] = {"all": grads, "one": largest, "accumulated": kept + largest}[gradients]
     held = [w.itemsize for w in params if w.nbytes is not None and not w.packed]

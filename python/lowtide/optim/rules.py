@@ -278,6 +278,43 @@ class SGDRule(_Fused):
 
 
 @dataclass(frozen=True)
+class GradientRule:
+    """The direction is the gradient, or what a transform made of it; no state."""
+
+    kernel: ClassVar[str] = "gradient"
+    fused: ClassVar[bool] = False
+    hyper: ClassVar[tuple[str, ...]] = ()
+    moments: ClassVar[tuple[tuple[str, bool], ...]] = ()
+    factor_names: ClassVar[tuple[str, ...]] = ()
+    first_moment: ClassVar[str | None] = None
+    momentum_decay: ClassVar[float] = 0.0
+
+    def factors(self, shape: torch.Size) -> dict[str, torch.Size]:
+        """See :class:`Rule`."""
+        return {}
+
+    def scalars(self, step: int, lr: float = 1.0) -> dict[str, Any]:
+        """See :class:`Rule`."""
+        return {"a": lr}
+
+    def step_size(self, lr: float, step: int, p: Tensor) -> float:
+        """See :class:`Rule`."""
+        return lr
+
+    def direction_(
+        self, u: Tensor, g: Tensor | None, state: dict[str, Any], step: int, momentum: Momentum
+    ) -> Tensor:
+        """See :class:`Rule`."""
+        g = u if g is None else g
+        if not bool(g.isfinite().all()):
+            u.zero_()
+            return torch.tensor(-(-u.numel() // 256))
+        if g is not u:
+            u.copy_(g)
+        return torch.tensor(0)
+
+
+@dataclass(frozen=True)
 class SignRule(_Fused):
     """signSGD, and with momentum Signum (Bernstein et al., ICML 2018, arXiv 1802.04434, algorithms 1 and 2)::
 

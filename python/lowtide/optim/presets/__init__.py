@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from lowtide.optim.presets.curvature import AdaHessian, SophiaG, SophiaH
+from lowtide.optim.presets.curvature import MFAC, AdaHessian, SophiaG, SophiaH
 from lowtide.optim.presets.factored import Adafactor, AdamMini, AdamMini8bit, GaLoreAdafactor
 from lowtide.optim.presets.feedback import DCTAdamW, GRASSAdamW, LDAdam
 from lowtide.optim.presets.full_rank import (
@@ -26,6 +26,7 @@ from lowtide.optim.presets.weight_norm import GradNormLoRP
 __all__ = [
     "APOLLO",
     "FRUGAL",
+    "MFAC",
     "SGD",
     "SGDP",
     "APOLLOMini",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named methods whose second moment is an estimate of the Hessian's diagonal. See :mod:`lowtide.optim.presets`."""
+"""Named methods that step by estimates of curvature. See :mod:`lowtide.optim.presets`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from lowtide.errors import LowtideValueError
 from lowtide.optim.curvature_sources import GaussNewtonBartlett, Hutchinson
 from lowtide.optim.engine import Composed
 from lowtide.optim.presets.common import Betas
+from lowtide.optim.rules import GradientRule, Rule, SGDRule
 from lowtide.optim.rules_curvature import AdaHessianRule, SophiaRule
+from lowtide.optim.transforms import InverseFisher
 
 
 class AdaHessian(Composed):
@@ -101,4 +103,26 @@ class SophiaH(_Sophia):
         super().__init__(
             params, lr, rule=SophiaRule(betas, rho, eps, positive=False), weight_decay=weight_decay,
             curvature=Hutchinson(update_each, products, probes), **common,
+        )  # fmt: skip
+
+
+class MFAC(Composed):
+    """M-FAC (Frantar, Kurtic & Alistarh, NeurIPS 2021, arXiv 2107.03356): SGD on gradients times the inverse of the empirical Fisher
+    matrix of the last ``ngrads`` of them. See :class:`~lowtide.optim.InverseFisher`.
+
+    Args:
+        params, lr, weight_decay: as in torch; decay is decoupled.
+        ngrads, damp, window, scope: of the matrix. ``window="int8"`` keeps a quarter of ``"fp32"``.
+        momentum: of the direction, as in :class:`SGD`; 0 keeps no moment.
+        **common: ``seed``, ``nonfinite``, ``stochastic`` of :class:`~lowtide.optim.Composed`; ``state`` (of the moment).
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-3, *, ngrads: int = 1024, damp: float = 1e-5, momentum: float = 0.0,
+        weight_decay: float = 0.0, window: str = "fp32", scope: str = "model", **common: Any,
+    ) -> None:  # fmt: skip
+        rule: Rule = SGDRule(momentum) if momentum else GradientRule()
+        super().__init__(
+            params, lr, rule=rule, weight_decay=weight_decay, transform=InverseFisher(ngrads, damp, window, scope),
+            **common,
         )  # fmt: skip
