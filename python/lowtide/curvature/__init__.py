@@ -8,6 +8,7 @@ from lowtide.curvature._coherence import Coherence, coherence
 from lowtide.curvature._connectivity import LossPath, barrier, bezier
 from lowtide.curvature._diagonal import DiagonalResult, diagonal
 from lowtide.curvature._fisher import FisherOperator
+from lowtide.curvature._gblm import PruningStatistics, pruning_statistics
 from lowtide.curvature._ggn import GGNOperator
 from lowtide.curvature._heads import CEHead, LogisticHead, MSEHead
 from lowtide.curvature._hessian import HessianOperator
@@ -46,6 +47,7 @@ __all__ = [
     "OperatorCheck",
     "Outliers",
     "Problem",
+    "PruningStatistics",
     "Spectrum",
     "StabilityReport",
     "StaticMFAC",
@@ -63,6 +65,7 @@ __all__ = [
     "obs_saliency",
     "obs_update",
     "prune_mask",
+    "pruning_statistics",
     "slq",
     "stability_report",
     "trace",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowtide.curvature._landscape import Surface, shaped
+from lowtide.curvature._landscape import Surface
 from lowtide.curvature._layout import Vector
 from lowtide.curvature._progress import progress_bar
 from lowtide.errors import LowtideTypeError, LowtideValueError
@@ -121,7 +121,7 @@ def barrier(
     with progress_bar(progress, points, "line", unit="point") as bar:
         for i, t in enumerate(times):
             _line(start, delta, t, scratch)
-            losses[i] = problem.evaluate(shaped(problem.layout, scratch, problem.tensors))
+            losses[i] = problem.evaluate(problem.layout.views(scratch))
             if bends is not None:
                 bends[i] = _second_derivative(problem, start, delta, distance, t, scratch)
             bar.update()
@@ -172,7 +172,7 @@ def bezier(
         # In terms of the difference, so that the ends are exact.
         torch.add(start, delta, alpha=t * t, out=scratch)
         scratch.add_(control - start, alpha=2 * t * (1 - t))
-        return shaped(layout, scratch, problem.tensors)
+        return layout.views(scratch)
 
     generator = torch.Generator().manual_seed(seed)
     with progress_bar(progress, steps + points, "curve", unit="point") as bar:
@@ -227,6 +227,6 @@ def _second_derivative(
     slopes = []
     for at in (t + h, t - h):
         _line(start, delta, at, scratch)
-        gradient = problem.layout.flatten(problem.gradient(shaped(problem.layout, scratch, problem.tensors)))
+        gradient = problem.layout.flatten(problem.gradient(problem.layout.views(scratch)))
         slopes.append(float(gradient.double() @ delta.double()))
     return (slopes[0] - slopes[1]) / (2 * h)

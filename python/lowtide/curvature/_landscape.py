@@ -35,7 +35,7 @@ class Surface(Protocol):
         """The parameters themselves."""
 
     def evaluate(self, tensors: Sequence[Tensor] | None = None) -> float:
-        """The loss at ``tensors``."""
+        """The loss at ``tensors``, given in the layout's dtype."""
 
     def gradient(self, tensors: Sequence[Tensor] | None = None) -> Tensor:
         """Its gradient there, flat."""
@@ -260,25 +260,20 @@ def _evaluate(
     surface: Surface, directions: Sequence[Tensor], grid: Sequence[Sequence[float]], progress: bool
 ) -> Tensor:
     """Losses over the grid. A row's origin ``theta + a d1`` is made once, so that a point costs one pass over ``n``."""
-    layout, tensors = surface.layout, list(surface.tensors)
+    layout = surface.layout
     losses = torch.empty([len(g) for g in grid], dtype=torch.float64)
-    theta = layout.flatten(tensors, "the parameters")
+    theta = layout.flatten(list(surface.tensors), "the parameters")
     row, point = torch.empty_like(theta), torch.empty_like(theta)
     second = grid[1] if len(grid) == 2 else None
     with progress_bar(progress, losses.numel(), "landscape", unit="point") as bar:
         for i, a in enumerate(grid[0]):
             torch.add(theta, directions[0], alpha=a, out=row)
             if second is None:
-                losses[i] = surface.evaluate(shaped(layout, row, tensors))
+                losses[i] = surface.evaluate(layout.views(row))
                 bar.update()
                 continue
             for j, b in enumerate(second):
                 torch.add(row, directions[1], alpha=b, out=point)
-                losses[i, j] = surface.evaluate(shaped(layout, point, tensors))
+                losses[i, j] = surface.evaluate(layout.views(point))
                 bar.update()
     return losses
-
-
-def shaped(layout: Layout, flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """A flat vector as tensors of the parameters' shapes and dtypes; no copy where the dtype is the vector's."""
-    return [part.to(t.dtype) for part, t in zip(layout.views(flat), like, strict=True)]
