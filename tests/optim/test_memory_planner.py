@@ -35,6 +35,8 @@ def step(model: nn.Module, opt: Any, t: int = 0) -> None:
     g = torch.Generator().manual_seed(t)
     loss = (model(torch.randint(30, (20,), generator=g)).float() - 1.0).square().mean()
     loss.backward(create_graph=getattr(opt, "curvature_due", False))
+    if hasattr(opt, "correct"):  # as if the loss had no curvature
+        opt.correct({p: torch.zeros_like(p) for p in model.parameters()})
     opt.step()
 
 

@@ -27,13 +27,16 @@ from lowtide.optim.convert import from_bitsandbytes, from_torchao, to_bitsandbyt
 from lowtide.optim.curvature_sources import CurvatureSource, GaussNewtonBartlett, Hutchinson
 from lowtide.optim.engine import Composed
 from lowtide.optim.groups import head_groups, param_groups
+from lowtide.optim.hessian_aided import HessianAidedMean
 from lowtide.optim.in_backward import InBackward, in_backward
 from lowtide.optim.memory import MemoryReport, memory
 from lowtide.optim.parametrizations import WeightNorm
 from lowtide.optim.presets import (
     APOLLO,
     FRUGAL,
+    HARPG,
     MFAC,
+    NHARPG,
     SGD,
     SGDP,
     AdaBelief,
@@ -119,7 +122,9 @@ from lowtide.optim.transports import Reproject, Reset, Rotate, Stale, Transport
 __all__ = [
     "APOLLO",
     "FRUGAL",
+    "HARPG",
     "MFAC",
+    "NHARPG",
     "SAM",
     "SGD",
     "SGDP",
@@ -168,6 +173,7 @@ __all__ = [
     "GradientRule",
     "GradientTransform",
     "Grassmann",
+    "HessianAidedMean",
     "Hutchinson",
     "InBackward",
     "InverseFisher",

@@ -33,7 +33,7 @@ SHORT_NAMES = {
     "grass": "GRASSAdamW", "subtrack": "SubTrack", "golore": "GoLoreAdamW", "lotus": "LotusAdamW", "flora": "Flora",
     "gradnormlorp": "GradNormLoRP", "signsgd": "SignSGD", "signum": "Signum", "diffgrad": "DiffGrad", "diffgrad8bit": "DiffGrad8bit",
     "adamp": "AdamP", "sgdp": "SGDP", "adahessian": "AdaHessian", "sophiag": "SophiaG", "sophiah": "SophiaH",
-    "mfac": "MFAC",
+    "mfac": "MFAC", "harpg": "HARPG", "nharpg": "NHARPG",
 }  # fmt: skip
 METHODS = tuple(SHORT_NAMES)
 #: Arguments that a class cannot do without; bytes do not depend on them.

@@ -18,6 +18,7 @@ from lowtide.optim.presets.full_rank import (
     SGD8bit,
 )
 from lowtide.optim.presets.galore import GaLoreAdamW, GaLoreAdamW8bit, QGaLoreAdamW
+from lowtide.optim.presets.policy_gradient import HARPG, NHARPG
 from lowtide.optim.presets.residual import APOLLO, FRUGAL, APOLLOMini, FiraAdamW
 from lowtide.optim.presets.rules import SGDP, AdamP, DiffGrad, DiffGrad8bit, GaLore, SignSGD, Signum
 from lowtide.optim.presets.tracking import Flora, GoLoreAdamW, LotusAdamW, SubTrack
@@ -26,7 +27,9 @@ from lowtide.optim.presets.weight_norm import GradNormLoRP
 __all__ = [
     "APOLLO",
     "FRUGAL",
+    "HARPG",
     "MFAC",
+    "NHARPG",
     "SGD",
     "SGDP",
     "APOLLOMini",
