@@ -99,6 +99,7 @@ class Problem:
         self._wrapper = _Call(model)
         self._upcast = any(p.dtype in _LOW for p in self._params)
         self._source = _source(data)
+        self._stored = isinstance(data, (Tensor, Mapping, tuple, list))  # nothing random in reading it again
         self._generators = generators_of(data)
         self._weights: list[float] | None = None
         self._counts: list[float] = []
@@ -176,6 +177,9 @@ class Problem:
 
     def _raw(self) -> Iterator[Any]:
         assert self._random is not None
+        if self._stored:
+            yield from self._source()
+            return
         self._random.seed(_DATA_SEED - 1)
         batches = iter(self._source())
         for i in range(1 << 62):
