@@ -7,6 +7,8 @@
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 
+#include <vector>
+
 namespace lowtide {
 
 constexpr int kThreads = 256;
@@ -35,5 +37,14 @@ inline int64_t tree_scratch(int64_t n) {
 // out[0] = the sum of part[0, n) in the order of tree_sum (base/reduce.h). `part` has
 // tree_scratch(n) more elements behind it and is overwritten there. n = 0 gives 0.
 int tree_sum_device(double* out, double* part, int64_t n, cudaStream_t stream);
+
+// out[0] = the sum of part[0, n), which is overwritten; 0 for n = 0.
+struct PartSum {
+  double* out;
+  double* part;
+  int64_t n;
+};
+// All of them in the order of tree_sum, in a launch for each 64; out and part may lie anywhere.
+int tree_sums_device(const std::vector<PartSum>& sums, cudaStream_t stream);
 
 }  // namespace lowtide

@@ -22,6 +22,22 @@ __global__ void __launch_bounds__(512)
   if (t == 0) out[blockIdx.x] = s[0];
 }
 
+struct PartBatch {
+  static constexpr int kSize = 64;
+  PartSum sum[kSize];
+};
+
+// A block a sum, by the definition: sums of many tensors are short.
+__global__ void __launch_bounds__(kThreads) fold_list(const __grid_constant__ PartBatch batch) {
+  const PartSum s = batch.sum[blockIdx.x];
+  for (int64_t w = 1; w < s.n; w *= 2) {
+    for (int64_t i = 2 * w * static_cast<int64_t>(threadIdx.x); i + w < s.n; i += 2 * w * kThreads)
+      s.part[i] = __dadd_rn(s.part[i], s.part[i + w]);
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) s.out[0] = s.n == 0 ? 0.0 : s.part[0];
+}
+
 }  // namespace kernels
 
 int tree_sum_device(double* out, double* part, int64_t n, cudaStream_t stream) {
@@ -34,6 +50,21 @@ int tree_sum_device(double* out, double* part, int64_t n, cudaStream_t stream) {
     n = blocks;
   } while (n > 1);
   return launched();
+}
+
+int tree_sums_device(const std::vector<PartSum>& sums, cudaStream_t stream) {
+  using kernels::PartBatch;
+  for (size_t at = 0; at < sums.size(); at += PartBatch::kSize) {
+    PartBatch batch{};
+    unsigned count = 0;
+    while (count < PartBatch::kSize && at + count < sums.size()) {
+      batch.sum[count] = sums[at + count];
+      ++count;
+    }
+    kernels::fold_list<<<count, kThreads, 0, stream>>>(batch);
+    if (const int e = launched()) return e;
+  }
+  return 0;
 }
 
 }  // namespace lowtide

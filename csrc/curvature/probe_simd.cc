@@ -59,7 +59,11 @@ double dot_of(const SignedInput& t, random::Key key, int64_t begin, int64_t end)
   const T* x = static_cast<const T*>(t.x);
   Sums sums;
   for_words(
-      begin, end, key, t.param, [&](int64_t i, uint32_t word) { sum_32(sums, x + i, word); },
+      begin, end, key, t.param,
+      [&](int64_t i, uint32_t word) {
+        prefetch_32(x + i);
+        sum_32(sums, x + i, word);
+      },
       [&](int64_t i, uint32_t word, int64_t n) {
         T last[32];
         copy_in(last, x + i, n);

@@ -23,7 +23,11 @@ double dot_of(const DotPair& t, int64_t begin, int64_t end) {
   const Y* y = static_cast<const Y*>(t.y);
   Sums sums;
   int64_t i = begin;
-  for (; i + 32 <= end; i += 32) dot_32(sums, x + i, y + i);
+  for (; i + 32 <= end; i += 32) {
+    prefetch_32(x + i);
+    prefetch_32(y + i);
+    dot_32(sums, x + i, y + i);
+  }
   if (i < end) {
     X xs[32];
     Y ys[32];
@@ -75,8 +79,12 @@ template <bool kQ>
 void finish_of(double* out, const Difference& d, int64_t begin, int64_t end) {
   Sums squares, products;
   int64_t i = begin;
-  for (; i + 32 <= end; i += 32)
+  for (; i + 32 <= end; i += 32) {
+    prefetch_32(d.plus + i);
+    prefetch_32(d.minus + i);
+    if constexpr (kQ) prefetch_32(d.q + i);
     finish_32<kQ>(squares, products, d.plus + i, d.minus + i, kQ ? d.q + i : nullptr, d.scale);
+  }
   if (i < end) {
     float plus[32], minus[32], q[32];
     copy_in(plus, d.plus + i, end - i);

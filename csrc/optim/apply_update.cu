@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // p = (p * decay_before + alpha * u) * decay_after over a list of tensors on CUDA. A warp takes 256
 // elements, a lane two times four neighbours; 12 bytes an element move (8 for bfloat16 weights).
+#include "base/list_launch.cuh"
 #include "optim/apply_update_cuda.h"
-#include "optim/list_launch.cuh"
 #include "optim/weight_store.cuh"
 
 namespace lowtide::optim::cuda {

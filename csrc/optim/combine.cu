@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // p = (p * decay_before + alpha * d) * decay_after with d = k s(g) + u on CUDA. A warp takes 256
 // elements, a lane two times four neighbours, which may lie across rows.
+#include "base/list_launch.cuh"
 #include "optim/combine_cuda.h"
-#include "optim/list_launch.cuh"
 #include "optim/weight_store.cuh"
 
 namespace lowtide::optim::cuda {

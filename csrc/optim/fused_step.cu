@@ -4,8 +4,8 @@
 // business, so nothing passes through memory but what must (fused_step.h). One kernel a state
 // store, and another for rules with three moments, which need more registers; the rule is a uniform
 // branch.
+#include "base/list_launch.cuh"
 #include "optim/fused_step_cuda.h"
-#include "optim/list_launch.cuh"
 #include "optim/states.cuh"
 #include "optim/weight_store.cuh"
 

@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "curvature/probe_cuda.h"
+#include "curvature/vectors_cuda.h"
 #include "optim/apply_update_cuda.h"
 #include "optim/channel_energy_cuda.h"
 #include "optim/combine_cuda.h"
@@ -205,9 +207,34 @@ void zeroth_order() {
   replay("spsa::replay_chunks<1, 0>", 8, random::Dist::gaussian);
 }
 
+void curvature_vectors() {
+  using namespace curvature;
+  const auto f32 = Dtype::f32, bf16 = Dtype::bf16;
+  float* x = filled(kN, 0.5f);
+  float* y = filled(kN, 0.5f);
+  double* out = filled(2, 0.0);
+  double* scratch = filled(kN / 2048, 0.0);
+  ran("curvature::sign_dot", 4 * kN,
+      curvature::cuda::sign_dot(out, {{x, f32, kN, 1}}, {}, scratch, nullptr));
+  ran("curvature::sign_dot", 2 * kN,
+      curvature::cuda::sign_dot(out, {{x, bf16, kN, 1}}, {}, scratch, nullptr));
+  ran("curvature::sign_move<true>", 8 * kN,
+      curvature::cuda::sign_axpy({{y, f32, kN, 1}}, 1, {}, nullptr));
+  ran("curvature::sign_move<false>", 4 * kN,
+      curvature::cuda::sign_fill({{y, f32, kN, 1}}, 1, {}, nullptr));
+  ran("curvature::sign_fma", 12 * kN,
+      curvature::cuda::sign_fma({{y, x, f32, kN, 1}}, {}, {}, nullptr));
+  ran("curvature::dot", 8 * kN,
+      curvature::cuda::dot(out, {{x, y, f32, f32, kN}}, scratch, nullptr));
+  ran("curvature::axpby", 12 * kN, curvature::cuda::axpby({{y, x, f32, f32, kN}}, 1, 1, nullptr));
+  ran("curvature::fd_finish<false>", 12 * kN,
+      curvature::cuda::fd_finish(out, {y, x, nullptr, kN, 1}, scratch, nullptr));
+}
+
 }  // namespace
 
 int main() {
+  curvature_vectors();
   zeroth_order();
   streams();
   perturbations();

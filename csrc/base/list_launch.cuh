@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // One launch over the blocks of many tensors: their descriptions travel as a kernel parameter (at
 // most 4 KB), so a step needs no device memory of its own and nothing waits for a copy. A warp
-// takes a block of 256 elements.
+// takes a block.
 #pragma once
 #include <vector>
 
 #include "base/launch.cuh"
 
-namespace lowtide::optim {
+namespace lowtide {
 
-constexpr int kListBlock = 256;
+constexpr int kListBlock = 256;  // elements, where a kernel does not say otherwise
 
 template <class Tensor>
 struct TensorBatch {
@@ -34,7 +34,7 @@ __device__ __forceinline__ void for_warp_blocks(const TensorBatch<Tensor>& batch
 
 // Calls launch(batch, grid) for batches of the tensors that are not empty; stops at the first
 // error.
-template <class Tensor, class F>
+template <int64_t kBlock = kListBlock, class Tensor, class F>
 int for_batches(const std::vector<Tensor>& tensors, const F& launch) {
   TensorBatch<Tensor> batch{};
   auto flush = [&]() -> int {
@@ -50,10 +50,10 @@ int for_batches(const std::vector<Tensor>& tensors, const F& launch) {
     }
     const int64_t before = batch.count == 0 ? 0 : batch.end[batch.count - 1];
     batch.tensor[batch.count] = t;
-    batch.end[batch.count] = before + (t.n + kListBlock - 1) / kListBlock;
+    batch.end[batch.count] = before + (t.n + kBlock - 1) / kBlock;
     ++batch.count;
   }
   return flush();
 }
 
-}  // namespace lowtide::optim
+}  // namespace lowtide
