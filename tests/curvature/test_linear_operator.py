@@ -65,3 +65,14 @@ def test_bad_vectors_are_refused_by_name():
         MatrixOperator(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
     with pytest.raises(lt.LowtideValueError, match="params is empty"):
         Layout.of([])
+
+
+def test_kept_memory_is_never_what_a_caller_holds():
+    h = operator(torch.float32)
+    first = h.hvp_seeded(3, 0)
+    quads = h.quad_seeded(3, 0)
+    want = first.clone(), quads.clone()
+    h.quad_seeded(3, 1)
+    h.hvp_seeded(3, 1)
+    assert torch.equal(first, want[0])
+    assert torch.equal(quads, want[1])

@@ -26,6 +26,7 @@ class LinearOperator:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.products = 0
+        self._kept: list[Tensor] = []
 
     @property
     def n(self) -> int:
@@ -58,12 +59,21 @@ class LinearOperator:
         return self.layout.like(self.hvp(v), v)
 
     def hvp_seeded(self, seed: int, k: int, out: Tensor | None = None) -> Tensor:
-        """``H z`` for probe ``k`` of ``seed``, a vector of signs (:meth:`Layout.probe`)."""
-        return self.hvp(self.layout.probe(seed, k), out)
+        """``H z`` for probe ``k`` of ``seed``, a vector of signs (:meth:`Layout.probe`); the memory of z is kept."""
+        return self.hvp(self.layout.probe(seed, k, self._scratch(0)), out)
 
     def quad_seeded(self, seed: int, k: int) -> Tensor:
-        """``<z_t, (H z)_t>`` for each tensor t, float64 ``(len(layout.names),)``; their sum is ``z' H z``."""
-        return self.layout.probe_dots(self.hvp_seeded(seed, k), seed, k)
+        """``<z_t, (H z)_t>`` for each tensor t, float64 ``(len(layout.names),)``; their sum is ``z' H z``.
+
+        The memory of z and of ``H z``, two vectors, is kept for the next probe: fetching fresh pages for them costs ten times
+        what drawing z does.
+        """
+        return self.layout.probe_dots(self.hvp_seeded(seed, k, self._scratch(1)), seed, k)
+
+    def _scratch(self, i: int) -> Tensor:
+        while len(self._kept) <= i:
+            self._kept.append(self.layout.zeros())
+        return self._kept[i]
 
     def _out(self, out: Tensor | None) -> Tensor:
         if out is None:
