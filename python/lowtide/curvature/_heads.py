@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from lowtide.curvature._head_targets import check_head, cross_entropy_targets
-from lowtide.curvature._heads_autograd import (
-    covariance_rows,
-    logits_of,
-    softmax_diagonal,
-    softmax_product,
-)
+from lowtide.curvature._heads_autograd import logits_of, softmax_diagonal, softmax_product
 from lowtide.curvature._layout import Layout
 from lowtide.curvature._linear_operator import LinearOperator
+from lowtide.curvature._logit_rows import (
+    diagonal_rows,
+    product_rows,
+    product_rows_,
+    trace_rows,
+    weighted_rows,
+)
 from lowtide.errors import LowtideValueError
 
 _PAIR_ROWS = 1024  # rows of the N x N pair matrices formed at a time
@@ -198,7 +200,7 @@ class CEHead(_Head):
     ) -> None:
         super().__init__(X, W, b)
         self._targets = cross_entropy_targets(y, X, W, class_weight, ignore_index, label_smoothing)
-        self._p: Tensor | None = None
+        self._z: Tensor | None = None
 
     @property
     def row_weights(self) -> Tensor:
@@ -207,7 +209,7 @@ class CEHead(_Head):
 
     def probabilities(self) -> Tensor:
         """``softmax(X W' + b)``, (N, C)."""
-        return torch.softmax(self.logits(), 1) if self._p is None else self._p
+        return torch.softmax(self.logits(), 1)
 
     def hvp(self, V: Tensor, v_b: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         self._check_vector(V, v_b, "V")
@@ -217,14 +219,18 @@ class CEHead(_Head):
         return self._pair(*softmax_diagonal(self.X, self.W, self.b, self.row_weights))
 
     def _delta(self) -> Tensor:
-        return self._targets.subtract_from(self.probabilities() * self.row_weights[:, None])
+        return self._targets.subtract_from(weighted_rows(self.logits(), self.row_weights))
 
     def _curvature(self) -> Tensor:
-        p = self.probabilities()
-        return (p - p * p) * self.row_weights[:, None]
+        return diagonal_rows(self.logits(), self.row_weights)
+
+    def trace(self) -> Tensor:
+        return trace_rows(self.logits(), self.row_weights) @ self._squares()
 
     def _output_product(self, u: Tensor) -> Tensor:
-        return covariance_rows(self.probabilities(), u, self.row_weights)
+        if self._z is not None:  # frozen: u is the operator's own
+            return product_rows_(u, self._z, self.row_weights)
+        return product_rows(self.logits(), u, self.row_weights)
 
     def _inner(self, rows: slice) -> Tensor:
         p, r = self.probabilities(), self.row_weights
@@ -238,7 +244,7 @@ class CEHead(_Head):
             head, self.X.detach().clone(), self.W.detach(), None if self.b is None else self.b.detach()
         )
         head._targets = self._targets
-        head._p = torch.softmax(self.logits(), 1)
+        head._z = self.logits()
         return head
 
 

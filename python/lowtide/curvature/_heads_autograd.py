@@ -15,22 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowtide.curvature._logit_rows import cumulant_rows, diagonal_rows, product_rows
+
 
 def logits_of(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x weight' + bias``, (N, C)."""
     return torch.nn.functional.linear(x, weight, bias)
-
-
-def covariance_rows(p: Tensor, u: Tensor, r: Tensor) -> Tensor:
-    """``r (p u - p (p . u))`` row by row: (N, C), (N, C), (N,) -> (N, C)."""
-    pu = p * u
-    return (pu - p * pu.sum(1, keepdim=True)) * r[:, None]
-
-
-def cumulant_rows(p: Tensor, u: Tensor, q: Tensor, r: Tensor) -> Tensor:
-    """Third cumulant ``r p (u_c q_c - E[u_c q_c])`` row by row, (N, C)."""
-    centred = (u - (p * u).sum(1, keepdim=True)) * (q - (p * q).sum(1, keepdim=True))
-    return covariance_rows(p, centred, r)
 
 
 class _SoftmaxProduct(torch.autograd.Function):
@@ -40,23 +30,23 @@ class _SoftmaxProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, v: Tensor, v_b: Tensor | None, r: Tensor
     ) -> tuple[Tensor, Tensor]:
-        p = torch.softmax(logits_of(x, weight, bias), 1)
+        z = logits_of(x, weight, bias)
         u = logits_of(x, v, v_b)
-        s = covariance_rows(p, u, r)
-        ctx.save_for_backward(x, weight, bias, v, v_b, r, p, u, s)
+        s = product_rows(z, u, r)
+        ctx.save_for_backward(x, weight, bias, v, v_b, r, z, u, s)
         return s.T @ x, s.sum(0)
 
     @staticmethod
     def backward(ctx: Any, q: Tensor, q_b: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, v, v_b, r, p, u, s = ctx.saved_tensors
+        x, weight, bias, v, v_b, r, z, u, s = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: what forward computed has no graph
-            p = torch.softmax(logits_of(x, weight, bias), 1)
+            z = logits_of(x, weight, bias)
             u = logits_of(x, v, v_b)
-            s = covariance_rows(p, u, r)
+            s = product_rows(z, u, r)
         need_x, need_w, need_b, need_v, need_vb, _ = ctx.needs_input_grad
         q_rows = logits_of(x, q, q_b)
-        s_bar = covariance_rows(p, q_rows, r)
-        g_z = cumulant_rows(p, u, q_rows, r) if need_x or need_w or need_b else None
+        s_bar = product_rows(z, q_rows, r)
+        g_z = cumulant_rows(z, u, q_rows, r) if need_x or need_w or need_b else None
         g_x = s @ q + s_bar @ v + g_z @ weight if g_z is not None and need_x else None
         g_w = g_z.T @ x if g_z is not None and need_w else None
         g_b = g_z.sum(0) if g_z is not None and need_b else None
@@ -68,21 +58,22 @@ class _SoftmaxDiagonal(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, r: Tensor) -> tuple[Tensor, Tensor]:
-        p = torch.softmax(logits_of(x, weight, bias), 1)
-        h = (p - p * p) * r[:, None]
-        ctx.save_for_backward(x, weight, bias, r, p)
+        z = logits_of(x, weight, bias)
+        h = diagonal_rows(z, r)
+        ctx.save_for_backward(x, weight, bias, r, z, h)
         return h.T @ (x * x), h.sum(0)
 
     @staticmethod
     def backward(ctx: Any, q: Tensor, q_b: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, r, p = ctx.saved_tensors
+        x, weight, bias, r, z, h = ctx.saved_tensors
         if torch.is_grad_enabled():
-            p = torch.softmax(logits_of(x, weight, bias), 1)
+            z = logits_of(x, weight, bias)
+            h = diagonal_rows(z, r)
         need_x, need_w, need_b, _ = ctx.needs_input_grad
         # d/dz of sum_c m_c p_c (1 - p_c), m the cotangent of a row's h: the covariance of p with m (1 - 2 p).
         m = logits_of(x * x, q, q_b)
-        g_z = covariance_rows(p, (1 - 2 * p) * m, r)
-        g_x = g_z @ weight + 2 * x * (((p - p * p) * r[:, None]) @ q) if need_x else None
+        g_z = product_rows(z, (1 - 2 * torch.softmax(z, 1)) * m, r)
+        g_x = g_z @ weight + 2 * x * (h @ q) if need_x else None
         return g_x, g_z.T @ x if need_w else None, g_z.sum(0) if need_b else None, None
 
 

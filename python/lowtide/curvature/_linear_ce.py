@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lowtide.curvature._logit_rows import product_rows_, weighted_rows_
 from lowtide.errors import LowtideTypeError, LowtideValueError
 
 _CHUNK_NUMBERS = 1 << 24  # logits at a time: 64 MiB in float32
@@ -162,28 +163,16 @@ def _value(h: Tensor, weight: Tensor, y: Tensor, scale: Tensor, chunk: int) -> T
     return total.to(_wide(h))
 
 
-def _softmax_(z: Tensor) -> Tensor:
-    p = z.sub_(z.amax(1, keepdim=True)).exp_()
-    return p.div_(p.sum(1, keepdim=True))
-
-
-def _errors_(p: Tensor, cls: Tensor, r: Tensor) -> Tensor:
-    """``r (P - Y)``, written over P."""
-    p *= r[:, None]
-    return p.scatter_add_(1, cls[:, None], -r[:, None])
-
-
-def _covariance_(p: Tensor, u: Tensor, r: Tensor) -> Tensor:
-    """``r (P u - P (P . u))``, written over u."""
-    pu = u.mul_(p)
-    return pu.addcmul_(p, pu.sum(1, keepdim=True), value=-1).mul_(r[:, None])
+def _errors_(z: Tensor, cls: Tensor, r: Tensor) -> Tensor:
+    """``r (P - Y)``, written over z."""
+    return weighted_rows_(z, r).scatter_add_(1, cls[:, None], -r[:, None])
 
 
 def _gradient(h: Tensor, weight: Tensor, y: Tensor, scale: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     g_h = torch.empty_like(h)
     g_w = torch.zeros_like(weight, dtype=_wide(h))
     for rows, z, cls, r in _chunks(h, weight, y, scale, chunk):
-        delta = _errors_(_softmax_(z), cls, r)
+        delta = _errors_(z, cls, r)
         g_h[rows] = delta.to(h.dtype) @ weight
         g_w.addmm_(delta.T, h[rows].to(_wide(h)))
     return g_h, g_w.to(weight.dtype)
@@ -210,13 +199,12 @@ def _products(
             u += rh[rows] @ weight.T
         if rw is not None:
             u += part @ rw.T
-        p = _softmax_(z)
-        d = _covariance_(p, u, r)
+        d = product_rows_(u, z, r)
         g_h[rows] = d.to(h.dtype) @ weight
         g_w.addmm_(d.T, part.to(d.dtype))
         if not full:
             continue
-        delta = _errors_(p, cls, r)
+        delta = _errors_(z, cls, r)
         if rw is not None:
             g_h[rows] += delta.to(h.dtype) @ rw
         if rh is not None:

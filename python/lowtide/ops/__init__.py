@@ -28,6 +28,15 @@ torch.ops.lowtide._set_isa(_core.active_isa_id())
 
 from lowtide.ops.channels import channel_energy, ordered_sum  # noqa: E402
 from lowtide.ops.combine import combine_  # noqa: E402
+from lowtide.ops.curvature_ce import (  # noqa: E402
+    curvature_ce_cumulant,
+    curvature_ce_diagonal,
+    curvature_ce_product,
+    curvature_ce_product_,
+    curvature_ce_trace,
+    curvature_ce_weighted,
+    curvature_ce_weighted_,
+)
 from lowtide.ops.curvature_probe import (  # noqa: E402
     curvature_sign_axpy_,
     curvature_sign_dot,
@@ -89,6 +98,13 @@ __all__ = [
     "channel_energy",
     "combine_",
     "curvature_axpby_",
+    "curvature_ce_cumulant",
+    "curvature_ce_diagonal",
+    "curvature_ce_product",
+    "curvature_ce_product_",
+    "curvature_ce_trace",
+    "curvature_ce_weighted",
+    "curvature_ce_weighted_",
     "curvature_dot",
     "curvature_fd_finish_",
     "curvature_sign_axpy_",
