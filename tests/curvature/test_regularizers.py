@@ -96,7 +96,7 @@ def test_sampled_diagonals_converge_and_are_addressed():
 def test_equal_domains_cost_nothing():
     x, y, w, b = domains()
     for penalty in (HGP(), HutchinsonAlign(), HutchinsonAlign(exact=False, probes=2)):
-        assert float(penalty([x[0], x[0]], [y[0], y[0]], w, b)) < 1e-30
+        assert float(penalty([x[0], x[0]], [y[0], y[0]], w, b).detach()) < 1e-30
 
 
 def test_bad_arguments_are_refused_by_name():
