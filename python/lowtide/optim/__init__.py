@@ -30,6 +30,7 @@ from lowtide.optim.groups import head_groups, param_groups
 from lowtide.optim.hessian_aided import HessianAidedMean
 from lowtide.optim.in_backward import InBackward, in_backward
 from lowtide.optim.memory import MemoryReport, memory
+from lowtide.optim.newton import GradNormSmooth, NewtonStep
 from lowtide.optim.parametrizations import WeightNorm
 from lowtide.optim.presets import (
     APOLLO,
@@ -170,6 +171,7 @@ __all__ = [
     "GaussNewtonBartlett",
     "GoLoreAdamW",
     "GradNormLoRP",
+    "GradNormSmooth",
     "GradientRule",
     "GradientTransform",
     "Grassmann",
@@ -184,6 +186,7 @@ __all__ = [
     "LionRule",
     "LotusAdamW",
     "MemoryReport",
+    "NewtonStep",
     "NullSpace",
     "Perpendicular",
     "PowerQR",

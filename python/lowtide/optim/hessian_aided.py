@@ -38,8 +38,7 @@ class DecayingRule(GradientRule):
 
 @dataclass(frozen=True)
 class HessianAidedMean:
-    """``d = (1 - eta) (d + H v) + eta g`` with v the last change of the weights (Fatkhullin et al., ICML 2023, arXiv 2302.01734,
-    section 5), eta = min(1, eta0 2 / (t + 2)); over its norm, of all parameters, where ``normalized``.
+    """``d = (1 - eta) (d + H v) + eta g`` with v the last change of the weights (Fatkhullin et al., ICML 2023, arXiv 2302.01734), eta = min(1, eta0 2 / (t + 2)); over its norm, of all parameters, where ``normalized``.
 
     A step with inf or NaN in a gradient or product is skipped for all parameters.
 

@@ -44,7 +44,7 @@ class _CurvatureRule:
 
 @dataclass(frozen=True)
 class AdaHessianRule(_CurvatureRule):
-    """AdaHessian (Yao et al., AAAI 2021, arXiv 2006.00719, equations 7 to 12)::
+    """AdaHessian (Yao et al., AAAI 2021, arXiv 2006.00719, algorithm 1)::
 
         m = beta1 m + (1 - beta1) g
         v = beta2 v + (1 - beta2) D^2                      where D was estimated, the t-th time
