@@ -15,6 +15,7 @@ from lowtide.curvature._hessian import HessianOperator
 from lowtide.curvature._lanczos import Eigen, eigsh
 from lowtide.curvature._landscape import Landscape, landscape
 from lowtide.curvature._layout import Layout, Vector
+from lowtide.curvature._linear_ce import linear_cross_entropy
 from lowtide.curvature._linear_operator import LinearOperator, MatrixOperator
 from lowtide.curvature._mfac import MFAC, StaticMFAC
 from lowtide.curvature._problem import Problem
@@ -61,6 +62,7 @@ __all__ = [
     "diagonal",
     "eigsh",
     "landscape",
+    "linear_cross_entropy",
     "obd_saliency",
     "obs_saliency",
     "obs_update",
