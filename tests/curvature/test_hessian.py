@@ -25,9 +25,10 @@ import lowtide as lt  # noqa: E402
 from lowtide.curvature import HessianOperator  # noqa: E402
 
 METHODS = ["fd", "double", "fwdrev", "auto"]
+PERCEPTRON = [*METHODS, "rop"]
 #: Exact methods differ by the order of sums; central differences in float64 have about eps^(2/3) = 4e-11 of relative error
 #: in each product, of the largest entries, and steps that are a power of 4 off.
-TOLERANCE = {"fd": 1e-7, "double": 1e-12, "fwdrev": 1e-12, "auto": 1e-12}
+TOLERANCE = {"fd": 1e-7, "double": 1e-12, "fwdrev": 1e-12, "auto": 1e-12, "rop": 1e-12}
 
 
 def check(model, data, loss_fn, of_model, method, params=None, **options):
@@ -47,7 +48,7 @@ def check(model, data, loss_fn, of_model, method, params=None, **options):
     return op, want
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PERCEPTRON)
 def test_uneven_batches(method):
     batches = classes(9, 2, 5)
 
@@ -182,6 +183,26 @@ def test_a_loss_that_raises_in_the_second_batch_changes_nothing(method):
         op.quad_seeded(0, 0)
     with unchanged(model), pytest.raises(ValueError, match="second batch"):
         op @ torch.ones(op.n).double()
+
+
+def test_the_r_operator_changes_nothing_when_a_batch_fails_and_follows_the_parameters():
+    model, data = mlp(), classes(9, 2)
+    op = HessianOperator(model, None, data, "cross_entropy", method="rop")
+    assert "'auto' (rop)" in repr(_taken(HessianOperator(model, None, data, "cross_entropy")))
+    first = op.hvp_seeded(0, 0)
+    with torch.no_grad():
+        model[0].weight.mul_(1.5)
+    exact = HessianOperator(model, None, data, "cross_entropy", method="double")
+    assert relative(op.hvp_seeded(0, 0), exact.hvp_seeded(0, 0)) < 1e-12
+    assert relative(op.hvp_seeded(0, 0), first) > 1e-3
+    data[1][1][0] = 17  # class 17 of 3
+    with unchanged(model), pytest.raises((IndexError, RuntimeError)):
+        op.hvp_seeded(0, 0)
+
+
+def _taken(op):
+    op.hvp_seeded(0, 0)
+    return op
 
 
 def test_cached_graph_is_rebuilt_when_parameters_change():

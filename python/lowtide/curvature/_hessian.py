@@ -100,7 +100,8 @@ class HessianOperator(LinearOperator):
         self._choose()
         if self._exact is not None:
             try:
-                self._exact.product(v, out)
+                with self.problem.frozen():
+                    self._exact.product(v, out)
                 return
             except NoSecondDerivativeError:
                 if self.method != "auto":
