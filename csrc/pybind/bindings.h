@@ -24,6 +24,7 @@ T* out(Array<T>& a) {
 
 void bind_base(py::module_& m);
 void bind_curvature(py::module_& m);
+void bind_krylov(py::module_& m);
 void bind_dct(py::module_& m);
 void bind_fwht(py::module_& m);
 void bind_optim(py::module_& m);

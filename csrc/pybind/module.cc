@@ -45,6 +45,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("set_num_threads", &set_num_threads, py::arg("n"));
   bind::bind_base(m);
   bind::bind_curvature(m);
+  bind::bind_krylov(m);
   bind::bind_dct(m);
   bind::bind_fwht(m);
   bind::bind_optim(m);

@@ -26,6 +26,8 @@ __all__: list[str] = [
     "curvature_axpby_",
     "curvature_dot",
     "curvature_fd_finish_",
+    "curvature_lanczos_step_",
+    "curvature_project_",
     "curvature_sign_axpy_",
     "curvature_sign_dot",
     "curvature_sign_fill_",
@@ -169,6 +171,26 @@ def curvature_fd_finish_(
 ) -> list[float]:
     """
     plus = (plus - minus) scale; |plus|^2 and <plus, q>, or 0.
+    """
+
+def curvature_lanczos_step_(
+    w: numpy.typing.NDArray[numpy.float32],
+    q: numpy.typing.NDArray[numpy.float32],
+    previous: numpy.typing.NDArray[numpy.float32] | None,
+    beta: float,
+) -> tuple[float, float]:
+    """
+    w -= beta previous; alpha = <w, q>; w -= alpha q; alpha and |w|^2.
+    """
+
+def curvature_project_(
+    w: numpy.typing.NDArray[numpy.float32],
+    basis: numpy.ndarray,
+    scale: numpy.typing.NDArray[numpy.float32] | None,
+    again: float,
+) -> tuple[list[float], float, float, int]:
+    """
+    w -= Q' Q w, perhaps twice; Q w, |w|^2 before and after, and how often.
     """
 
 def curvature_sign_axpy_(

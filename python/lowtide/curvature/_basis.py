@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lowtide.errors import LowtideValueError
 from lowtide.ops import quant as _codec
+from lowtide.ops.curvature_krylov import curvature_lanczos_step_, curvature_project_
 
 BASIS_DTYPES = ("fp32", "bf16", "int8")
 #: Share of a vector's norm that storing it changes: 2^-9 uniform; steps of 1/127 of the largest of 256, about three
@@ -79,6 +80,7 @@ class KrylovBasis:
         kind = {"fp32": dtype, "bf16": torch.bfloat16, "int8": torch.uint8}[store]
         self._data = torch.empty((capacity, n), dtype=kind, device=device)
         groups = (n + GROUP - 1) // GROUP if store == "int8" else 0
+        self._native = dtype == torch.float32 and self._data.device.type == "cpu"
         self._scale = torch.empty((capacity, groups), dtype=torch.float32, device=device)
 
     @property
@@ -102,7 +104,15 @@ class KrylovBasis:
         return self._read(i, i + 1, 0, self.n)[0]
 
     def project_(self, w: Tensor) -> Projection:
-        """``w -= Q' (Q w)``, a second time where the first took most of ``w`` (CGS2 with the DGKS test)."""
+        """``w -= Q' (Q w)``, a second time where the first was not enough (CGS2).
+
+        On a CPU in float32 a native kernel reads the basis twice, and a third time only if it saw more than 1e-4 of
+        ``w`` left along it; elsewhere the DGKS test decides, which guesses that from the norm.
+        """
+        if self._native:
+            scale = self._scale[: self.rows] if self.store == "int8" else None
+            found = curvature_project_(w, self._data[: self.rows], scale)
+            return Projection(found[0], found[2], found[3])
         before = _norm(w)
         total = self._pass(w)
         after, passes = _norm(w), 1
@@ -152,7 +162,11 @@ class KrylovBasis:
             return part.to(self.dtype)
         scale = self._scale[first:last, begin // GROUP : (end + GROUP - 1) // GROUP]
         values = part.float().sub_(128)
-        return (values * scale.repeat_interleave(GROUP, dim=1)[:, : end - begin]).to(self.dtype)
+        if (end - begin) % GROUP == 0:
+            values.view(last - first, -1, GROUP).mul_(scale[..., None])
+        else:
+            values.mul_(scale.repeat_interleave(GROUP, dim=1)[:, : end - begin])
+        return values.to(self.dtype)
 
     def _write(self, first: int, begin: int, values: Tensor) -> None:
         """Rows from ``first`` on and columns from ``begin`` on, encoded; ``begin`` starts a group."""
@@ -174,6 +188,20 @@ class KrylovBasis:
             )
             self._data[first + i, begin:end] = codes.view(-1)
             self._scale[first + i, groups] = scale.view(-1)
+
+
+def three_term_(w: Tensor, q: Tensor, previous: Tensor | None, beta: float) -> tuple[float, float]:
+    """``w -= beta previous; alpha = <w, q>; w -= alpha q``: ``alpha`` and the norm of ``w``.
+
+    With vectors that were not rounded: what a quantized basis is left to take out of ``w`` is small, and so are its errors.
+    """
+    if w.dtype == torch.float32 and w.device.type == "cpu":
+        return curvature_lanczos_step_(w, q, previous, beta)
+    if previous is not None:
+        w.sub_(previous, alpha=beta)
+    alpha = float((w.double() * q.double()).sum()) if w.dtype == torch.float32 else float(w @ q)
+    w.sub_(q, alpha=alpha)
+    return alpha, _norm(w)
 
 
 def _norm(w: Tensor) -> float:

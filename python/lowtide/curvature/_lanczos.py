@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowtide.curvature._basis import ROUNDING, KrylovBasis, check_basis_dtype
+from lowtide.curvature._basis import ROUNDING, KrylovBasis, check_basis_dtype, three_term_
 from lowtide.curvature._layout import Vector
 from lowtide.curvature._linear_operator import LinearOperator
 from lowtide.curvature._progress import progress_bar
@@ -241,13 +241,19 @@ class _Search:
     def _expand(self, q: Tensor) -> tuple[Tensor, float]:
         """Fill the basis from ``q`` on; the residual of its last vector and its norm."""
         w = torch.empty_like(q)
+        previous: Tensor | None = None  # what q was made from, where it was
         beta = 0.0
         while True:
             j = self.basis.rows
             self.basis.append(q)
             self._multiply(q, w)
+            alpha, _ = three_term_(w, q, previous, beta)
             projected = self.basis.project_(w)
-            self.t[j, : j + 1] = self.t[: j + 1, j] = projected.coefficients
+            column = projected.coefficients
+            column[j] += alpha
+            if previous is not None:
+                column[j - 1] += beta
+            self.t[j, : j + 1] = self.t[: j + 1, j] = column
             beta = projected.norm
             if not math.isfinite(beta):
                 raise LowtideRuntimeError(
@@ -257,7 +263,10 @@ class _Search:
                 return w, beta
             # Rounding errors are all that is left of w: the basis spans an invariant space.
             norm = float(torch.linalg.matrix_norm(self.t[: j + 1, : j + 1]))
-            q = self._start(None) if beta <= 10 * self.eps * norm or beta == 0 else w / beta
+            if beta <= 10 * self.eps * norm or beta == 0:
+                previous, q = None, self._start(None)
+            else:
+                previous, q, w = q, w.div_(beta), torch.empty_like(w) if previous is None else previous
 
     def _multiply(self, v: Tensor, out: Tensor) -> None:
         self.op.hvp(v, out)

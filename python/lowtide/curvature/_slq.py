@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowtide.curvature._basis import ROUNDING, KrylovBasis, check_basis_dtype
+from lowtide.curvature._basis import ROUNDING, KrylovBasis, check_basis_dtype, three_term_
 from lowtide.curvature._linear_operator import LinearOperator
 from lowtide.curvature._progress import progress_bar
 from lowtide.curvature._spectrum import Spectrum
 from lowtide.errors import LowtideRuntimeError, LowtideTypeError, LowtideValueError
-
-_CHUNK = 1 << 16
 
 
 def slq(
@@ -123,16 +121,10 @@ def tridiagonal(
     for j in range(steps):
         op.hvp(q, w)
         bar.update(1)
-        if basis is None:
-            if j > 0:
-                w.sub_(previous, alpha=betas[-1])
-            alpha = _dot(w, q)
-            w.sub_(q, alpha=alpha)
-            beta = math.sqrt(_dot(w, w))
-        else:
+        alpha, beta = three_term_(w, q, previous if j > 0 else None, betas[-1] if j > 0 else 0.0)
+        if basis is not None:
             basis.append(q)
-            projection = basis.project_(w)
-            alpha, beta = float(projection.coefficients[-1]), projection.norm
+            beta = basis.project_(w).norm
         if not math.isfinite(beta):
             raise LowtideRuntimeError(
                 f"product {op.products} with the operator is not finite; check the loss and the data for inf and NaN"
@@ -144,13 +136,3 @@ def tridiagonal(
             break
         previous, q, w = q, w.div_(beta), previous
     return torch.tensor(alphas, dtype=torch.float64), torch.tensor(betas, dtype=torch.float64)
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    # float32 sums of many squares lose what the next step divides by
-    if a.dtype == torch.float64:
-        return float(a @ b)
-    total = 0.0
-    for x, y in zip(torch.split(a, _CHUNK), torch.split(b, _CHUNK), strict=True):
-        total += float(x.double() @ y.double())
-    return total

@@ -37,6 +37,7 @@ from lowtide.ops.curvature_ce import (  # noqa: E402
     curvature_ce_weighted,
     curvature_ce_weighted_,
 )
+from lowtide.ops.curvature_krylov import curvature_lanczos_step_, curvature_project_  # noqa: E402
 from lowtide.ops.curvature_probe import (  # noqa: E402
     curvature_sign_axpy_,
     curvature_sign_dot,
@@ -107,6 +108,8 @@ __all__ = [
     "curvature_ce_weighted_",
     "curvature_dot",
     "curvature_fd_finish_",
+    "curvature_lanczos_step_",
+    "curvature_project_",
     "curvature_sign_axpy_",
     "curvature_sign_dot",
     "curvature_sign_fill_",
