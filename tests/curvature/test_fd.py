@@ -136,3 +136,17 @@ def test_relu_kinks_are_seen_by_differences_only():
     ]
     assert gaps[0] < 1e-6
     assert gaps[1] > 1e-2
+
+
+def test_quads_lose_nothing_beside_large_gradients():
+    class Bowl(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.p = nn.Parameter(torch.zeros(1 << 16))
+
+    c = torch.randint(-(1 << 15), 1 << 15, (1 << 16,), generator=torch.Generator().manual_seed(0)).float()
+    fd = HessianOperator(
+        Bowl(), None, [c], lambda m, c: (c * m.p + 0.5 * m.p**2).sum(), method="fd", fd_step=1.0
+    )
+    # h = 1 / 256, so that gradients c +- h are float32 numbers; their sums are not, only doubles hold them.
+    assert fd.quad_seeded(3, 0).item() == 1 << 16
