@@ -161,6 +161,64 @@ def test_models_that_hooks_do_not_fit_are_named(build, why):
         coherence(problem, method="hooks")
 
 
+def test_batch_normalization_in_training_has_no_single_gradients():
+    model = cases._seeded(0, lambda: nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 4)))
+    batches = cases.classification((6,), 4, (5,))
+    with pytest.raises(lt.LowtideValueError, match=r"1 normalizes over the batch, .* state='eval'"):
+        coherence(Problem(model, None, batches, "cross_entropy"))
+    problem = Problem(model, None, batches, "cross_entropy", state="eval")
+    assert coherence(problem).value == pytest.approx(definition(problem, batches)[0], rel=1e-10)
+
+
+class Borrowed(nn.Module):
+    """Uses a layer's weight a second time, where no hook sees it."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix, self.head = nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.mix(x) + nn.functional.linear(x, self.mix.weight)))
+
+
+class Bypassed(nn.Module):
+    """Attention calls its output layer as a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = x.unsqueeze(1).repeat(1, 2, 1)
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+@pytest.mark.parametrize(
+    ("build", "params"), [(Borrowed, None), (Bypassed, ["attention.out_proj.weight", "head.weight"])]
+)
+def test_uses_that_hooks_do_not_see_are_noticed(build, params):
+    model = cases._seeded(0, build)
+    batches = cases.classification((6,), 4, (5, 3))
+    problem = Problem(model, params, batches, "cross_entropy")
+    assert coherence(problem).value == pytest.approx(definition(problem, batches)[0], rel=1e-10)
+    with pytest.raises(lt.LowtideValueError, match="used more than once a forward pass, or by another"):
+        coherence(problem, method="hooks")
+
+
+def test_nothing_is_left_behind_when_the_loss_raises():
+    model = cases._seeded(0, lambda: nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)))
+    before = [p.detach().clone() for p in model.parameters()]
+    x, y = cases.classification((6,), 4, (5,))[0]
+    problem = Problem(model, None, [(x, y), (x, y + 4)], "cross_entropy")  # classes out of range
+    for call in (coherence, lambda p: coherence(p, method="loop"), batch_sharpness):
+        with pytest.raises((IndexError, RuntimeError, ValueError)):
+            call(problem)
+        assert not any(m._forward_hooks for m in model.modules())
+        assert all(p.grad is None for p in model.parameters())
+        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
 def test_shared_modules_fall_back_to_the_loop():
     layer = nn.Linear(6, 6)
     model = cases._seeded(0, lambda: nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(6, 4)))

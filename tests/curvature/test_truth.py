@@ -11,6 +11,8 @@ torch = pytest.importorskip("torch")
 
 import lowtide as lt  # noqa: E402
 from lowtide.curvature import (  # noqa: E402
+    FisherOperator,
+    GGNOperator,
     HessianOperator,
     diagonal,
     eigsh,
@@ -45,6 +47,55 @@ def test_hessians(name, method, error):
     op, dense = hessian(name, method=method)
     assert relative(op.dense(), dense) < error
     assert not op.positive
+
+
+def gauss_newton(made):
+    """``sum_b w_b J' H_out J`` by the definition, the criterion's Hessian by automatic differentiation."""
+    names = [n for n, _ in made.named]
+    shapes = [p.shape for _, p in made.named]
+    sizes = [len(b[0]) for b in made.batches]
+    total = 0
+    for (x, y), size in zip(made.batches, sizes, strict=True):
+
+        def outputs(flat, x=x):
+            parts = flat.split([s.numel() for s in shapes])
+            values = {n: p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)}
+            return torch.func.functional_call(made.model, values, (x,))
+
+        jacobian = torch.autograd.functional.jacobian(outputs, made.flat).flatten(0, 1)
+        z = outputs(made.flat)
+        inner = torch.autograd.functional.hessian(lambda z, y=y: made.loss(z, y), z)
+        total = total + jacobian.T @ inner.reshape(z.numel(), -1) @ jacobian * (size / sum(sizes))
+    return total
+
+
+@pytest.mark.parametrize("name", ["mlp", "regression", "conv"])
+def test_gauss_newton_and_type_two_fisher(name):
+    made, _ = case(name)
+    truth = gauss_newton(made)
+    op = GGNOperator(made.model, None, made.batches, made.loss)
+    assert op.positive
+    assert relative(op.dense(), truth) < 1e-13
+    if name != "regression":  # there the likelihood's variance makes a factor
+        fisher = FisherOperator(made.model, None, made.batches, made.loss, kind="type2")
+        assert relative(fisher.dense(), truth) < 1e-13
+
+
+@pytest.mark.parametrize("name", ["mlp", "regression", "conv"])
+def test_gnb_is_the_diagonal_of_gauss_newton(name):
+    """Each element within five standard errors, and the sum, which averages them, within four."""
+    made, _ = case(name)
+    op = GGNOperator(made.model, None, made.batches, made.loss)
+    truth = gauss_newton(made).diagonal()
+    got = diagonal(op, method="gnb", rtol=0.0, max_probes=400)
+    assert got.products == got.samples == 400
+    assert bool((got.value >= 0).all())
+    moved = got.stderr > 0
+    assert float(((got.value - truth)[moved] / got.stderr[moved]).abs().max()) < 5
+    total = float(got.stderr.norm()) * op.n**0.5  # a bound: samples of one probe are correlated
+    assert abs(float(got.value.sum() - truth.sum())) < 4 * total
+    with pytest.raises(lt.LowtideTypeError, match="has none"):
+        diagonal(lt.curvature.MatrixOperator(torch.eye(3)), method="gnb")
 
 
 @pytest.mark.parametrize("name", MODELS)

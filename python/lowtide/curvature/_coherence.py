@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,16 +55,26 @@ def coherence(problem: Problem, *, method: str = "auto", progress: bool = False)
     Args:
         problem: model, data and loss.
         method: ``"hooks"``: one backward pass a batch, ``|g_i|^2 = sum_tt' (x_t . x_t') (d_t . d_t')`` from each layer's
-            inputs x and output gradients d; for parameters of Linear, Conv1d and Conv2d, used once a forward pass, in models
-            where no example sees another (no batch normalization in training mode). ``"loop"``: one backward pass an example;
-            any model. ``"auto"``: hooks where it applies.
+            inputs x and output gradients d; for parameters of Linear, Conv1d and Conv2d, used once a forward pass.
+            ``"loop"``: one backward pass an example; any model. ``"auto"``: hooks where it applies.
         progress: show a bar over examples (needs tqdm).
 
     Raises:
-        LowtideValueError: an unknown method, or "hooks" on a model it does not fit, with the reason.
+        LowtideValueError: an unknown method, "hooks" on a model it does not fit, with the reason, or a model that normalizes
+            over the batch, where the gradient of one example does not exist.
     """
     if method not in ("auto", "hooks", "loop"):
         raise LowtideValueError(f"method must be one of auto, hooks, loop, got {method!r}")
+    for name, module in problem.model.named_modules():
+        if (
+            isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and module.training
+            and problem.state != "eval"
+        ):
+            raise LowtideValueError(
+                f"model: {name or 'it'} normalizes over the batch, so single examples have no gradient; "
+                "pass state='eval' to Problem"
+            )
     layers = None
     if method != "loop":
         layers, obstacle = _layers(problem)
@@ -77,8 +88,14 @@ def coherence(problem: Problem, *, method: str = "auto", progress: bool = False)
     with progress_bar(progress, None, "coherence", unit="example") as bar, problem.frozen():
         for batch, weight in problem.batches():
             size = _examples(batch)
-            if layers is None or not _by_hooks(problem, layers, batch, weight, size, views, squares):
+            if layers is not None and not _by_hooks(problem, layers, batch, weight, size, views, squares):
+                if method == "hooks":
+                    raise LowtideValueError(
+                        "method='hooks' does not fit: a parameter is used more than once a forward pass, or by another "
+                        "function than its module's; use 'loop' or 'auto'"
+                    )
                 layers = None
+            if layers is None:
                 _by_loop(problem, batch, weight, size, views, squares)
             examples += size
             bar.update(size)
@@ -178,46 +195,63 @@ def _by_hooks(
     views: list[Tensor],
     squares: list[float],
 ) -> bool:
-    """Whether the batch went through each layer at most once, its first dimension counting examples; else nothing is added."""
-    inputs: dict[int, Tensor] = {}
-    norms: dict[int, float] = {}
+    """Adds a batch, if its gradient is what went through the layers' hooks; else adds nothing and says False."""
+    entered: set[int] = set()
     fits = True
+    norms = [0.0] * len(views)
+    #: of each tensor's gradient, times a fixed vector: by the hooks, and by the backward pass
+    expected: dict[int, Tensor] = {}
 
     def taken(i: int, x: Tensor, gradient: Tensor) -> None:
         module, w, b = layers[i]
         x, d = _rows(module, x, gradient)
         if w is not None:
             norms[w] = _squares(x, d)
+            expected[w] = d.flatten(0, 1).T @ (x.flatten(0, 1) @ _fixed(x))
         if b is not None:
             norms[b] = float(d.sum(1).square().sum(dtype=torch.float64))
+            expected[b] = d.sum((0, 1))
 
-    def entered(i: int, args: tuple[Any, ...], output: Tensor) -> None:
+    def forward(i: int, args: tuple[Any, ...], output: Any) -> None:
         nonlocal fits
         x = args[0] if args else None
-        if i in inputs or not isinstance(x, Tensor) or x.dim() < 2 or x.shape[0] != size:
+        if i in entered or not isinstance(x, Tensor) or x.dim() < 2 or x.shape[0] != size:
             fits = False
         elif output.requires_grad:
-            inputs[i] = x.detach()
-            output.register_hook(  # type: ignore[no-untyped-call]
-                lambda gradient: taken(i, x.detach(), gradient)
-            )
+            entered.add(i)
+            x = x.detach()
+            output.register_hook(lambda gradient: taken(i, x, gradient))
 
     handles = [
-        module.register_forward_hook(lambda _m, args, output, i=i: entered(i, args, output))
+        module.register_forward_hook(lambda _m, args, output, i=i: forward(i, args, output))
         for i, (module, *_) in enumerate(layers)
     ]
-    gradient = [torch.zeros_like(v) for v in views]
+    gradients = [torch.zeros_like(v) for v in views]
     try:
-        problem.visit_gradients(None, lambda t, g, w: gradient[t].add_(g, alpha=w), batches=[(batch, 1.0)])
+        problem.visit_gradients(None, lambda t, g, w: gradients[t].add_(g, alpha=w), batches=[(batch, 1.0)])
     finally:
         for handle in handles:
             handle.remove()
-    if not fits:
+    if not fits or not all(_agree(g, expected.get(t)) for t, g in enumerate(gradients)):
         return False
-    for t, part in enumerate(gradient):
-        views[t].add_(part, alpha=weight)
-        squares[t] += weight**2 * norms.get(t, 0.0)
+    for t, gradient in enumerate(gradients):
+        views[t].add_(gradient, alpha=weight)
+        squares[t] += weight**2 * norms[t]
     return True
+
+
+def _fixed(x: Tensor) -> Tensor:
+    """A vector like the rows of ``x`` that no gradient is orthogonal to by design."""
+    return torch.cos(torch.arange(x.shape[-1], dtype=x.dtype, device=x.device))
+
+
+def _agree(gradient: Tensor, expected: Tensor | None) -> bool:
+    """Whether a gradient times the fixed vector is ``expected``, to far more than the rounding of a long sum."""
+    rows = gradient.flatten(1) if gradient.dim() > 1 else gradient
+    seen = rows @ _fixed(rows) if gradient.dim() > 1 else rows
+    error = seen if expected is None else seen - expected.to(seen.dtype)
+    allowed = math.sqrt(torch.finfo(seen.dtype).eps * rows.shape[-1]) * float(rows.norm())
+    return float(error.norm()) <= allowed
 
 
 def _rows(module: nn.Module, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
