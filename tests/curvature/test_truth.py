@@ -51,6 +51,11 @@ def test_hessians(name, method, allowed):
     assert not op.positive
 
 
+def test_the_r_operator():
+    op, dense = hessian("mlp", method="rop")
+    assert error(op, dense) < 1e-13
+
+
 def gauss_newton(made):
     """``sum_b w_b J' H_out J`` by the definition, the criterion's Hessian by automatic differentiation."""
     names = [n for n, _ in made.named]
