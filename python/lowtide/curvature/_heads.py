@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -151,15 +149,14 @@ class _HeadOperator(LinearOperator):
             self._head = head._frozen()
 
     def _product(self, v: Tensor, out: Tensor) -> None:
-        head = self._head
+        head, (rows, cols) = self._head, self._head.W.shape
+        cut = rows * cols
         with torch.no_grad():
-            parts: Sequence[Tensor] = self.layout.views(v)
-            result = self.layout.views(out)
-            weight = parts[0]
-            s = head._output_product(logits_of(head.X, weight, parts[1] if len(parts) > 1 else None))
-            torch.mm(s.T, head.X, out=result[0])
-            if len(parts) > 1:
-                torch.sum(s, 0, out=result[1])
+            bias = None if head.b is None else v[cut:]
+            s = head._output_product(logits_of(head.X, v[:cut].view(rows, cols), bias))
+            torch.mm(s.T, head.X, out=out[:cut].view(rows, cols))
+            if head.b is not None:
+                torch.sum(s, 0, out=out[cut:])
 
 
 class CEHead(_Head):
