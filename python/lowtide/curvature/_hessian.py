@@ -18,8 +18,8 @@ from lowtide.curvature._second_order import DoubleBackward, ForwardOverReverse, 
 from lowtide.errors import LowtideValueError
 
 METHODS = ("auto", "fd", "double", "fwdrev", "rop")
-#: Parameters up to which ``auto`` differentiates twice. Below, exactness is worth its three to five gradients and the memory;
-#: above, finite differences take two gradients and the memory of one.
+#: Parameters up to which ``auto`` differentiates twice. Below, exactness is worth one more gradient of time and four times the
+#: activations; above, finite differences need the memory of one gradient.
 EXACT_BELOW = 1_000_000
 
 
@@ -30,10 +30,10 @@ class HessianOperator(LinearOperator):
         model, params, data, loss_fn: see :class:`Problem`, as for ``problem_options`` (weight, state, sdpa, progress).
         method: how products are taken, a product costing so many gradients:
 
-            - ``"fd"``: central finite differences, 2; the memory of a gradient and two vectors; works wherever a gradient does.
-            - ``"double"``: the gradient's gradient, 3 to 5; exact; with ``cache_graph`` about 2 and all activations kept.
-            - ``"fwdrev"``: forward over reverse mode, about 3 to 5; exact.
-            - ``"rop"``: Pearlmutter's R-operator in closed form, about 1.5; multilayer perceptrons only.
+            - ``"fd"``: central finite differences, below 3; the memory of a gradient and a vector; works wherever a gradient does.
+            - ``"double"``: the gradient's gradient, 3.5 to 4; exact; with ``cache_graph`` below 2.5 and all activations kept.
+            - ``"fwdrev"``: forward over reverse mode, 4 to 6; exact.
+            - ``"rop"``: Pearlmutter's R-operator in closed form, about 2.5; multilayer perceptrons only.
             - ``"auto"``: rop where it applies, else double up to a million parameters and where every operation can be
               differentiated twice, else fd. ``repr`` says which.
         fd_step: length of the finite-difference step, ``|h v|``; ``"auto"`` tunes it once. :attr:`fd_error` tells how well.
