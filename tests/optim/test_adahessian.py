@@ -112,18 +112,18 @@ def test_low_bit_states_follow_fp32(kind: str, dtype: torch.dtype) -> None:
 
 
 def test_a_convolution_of_any_dimension_trains() -> None:
-    for conv, shape in ((nn.Conv1d, (2, 3, 99)), (nn.Conv2d, (2, 3, 15, 15)), (nn.Conv3d, (2, 3, 7, 7, 7))):
+    for conv, shape in ((nn.Conv1d, (2, 3, 60)), (nn.Conv2d, (2, 3, 12, 12)), (nn.Conv3d, (2, 3, 6, 6, 6))):
         torch.manual_seed(0)
         layer = conv(3, 4, 3)
         x = torch.randn(shape)
         # One probe's curvature of a bias may be next to 0, and the step along it as large.
-        opt = lt.optim.AdaHessian(layer.parameters(), lr=0.15, probes=8)
+        opt = lt.optim.AdaHessian(layer.parameters(), lr=0.3, probes=4)
         losses = []
-        for _ in range(20):
+        for _ in range(12):
             opt.zero_grad()
             loss = (layer(x) - 1.0).square().mean()
             loss.backward(create_graph=opt.curvature_due)
             losses.append(float(loss.detach()))
             opt.step()
-        assert losses[-1] < 0.3 * losses[0]
+        assert losses[-1] < 0.5 * losses[0]
         assert math.isfinite(losses[-1])

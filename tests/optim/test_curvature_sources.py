@@ -198,3 +198,20 @@ def test_bad_choices_are_named() -> None:
     opt = lt.optim.AdaHessian(half, products="fd")
     with pytest.raises(lt.LowtideTypeError, match="double"):
         opt.step(lambda: None)
+
+
+def test_parameters_without_gradients_ask_for_nothing_and_late_ones_wait() -> None:
+    """A parameter that is never used does not make every step due; one that comes between estimates waits for the next."""
+    used, unused, late = (nn.Parameter(torch.ones(5)) for _ in range(3))
+    opt = lt.optim.AdaHessian([used, unused, late], lr=0.1, update_each=3)
+    due = []
+    for t in range(6):
+        opt.zero_grad()
+        loss = (used**2).sum() + ((late**2).sum() if t >= 1 else 0.0)
+        due.append(opt.curvature_due)
+        loss.backward(create_graph=opt.curvature_due)
+        opt.step()
+        assert torch.equal(unused, torch.ones(5))
+        assert torch.equal(late, torch.ones(5)) == (t < 3)
+    assert due == [True, False, False, True, False, False]
+    assert not opt.state.get(unused)

@@ -60,10 +60,15 @@ def _call(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
-def is_due(source: CurvatureSource, state: dict[str, Any]) -> bool:
-    """Whether the next step of a parameter wants an estimate that it does not have yet."""
-    step = state.get("step", 0)
-    return bool(step % source.every == 0 and state.get("curvature_at", 0) != step + 1)
+def steps_of(opt: Composed) -> int:
+    """Steps taken so far, by the parameter that took most."""
+    return max((state.get("step", 0) for state in opt.state.values()), default=0)
+
+
+def is_due(opt: Composed, source: CurvatureSource) -> bool:
+    """Whether the next step wants an estimate that no parameter has yet."""
+    steps = steps_of(opt)
+    return steps % source.every == 0 and all(s.get("curvature_at", 0) <= steps for s in opt.state.values())
 
 
 def members(opt: Composed) -> Iterator[_Found]:
@@ -74,8 +79,9 @@ def members(opt: Composed) -> Iterator[_Found]:
                 yield group, p, i, opt.state[p]
 
 
-def fold(opt: Composed, group: dict[str, Any], p: Tensor, sample: Tensor) -> None:
-    """One estimate (of the shape of ``p``) into the moment of ``p``; elements that are not finite change nothing."""
+def fold(opt: Composed, group: dict[str, Any], p: Tensor, sample: Tensor, steps: int) -> None:
+    """One estimate (of the shape of ``p``) into the moment of ``p``, for the step after ``steps``; elements that are not finite
+    change nothing."""
     axes, state = opt._axes, opt.state[p]
     if not state:
         axes.create_state(group, p, state)
@@ -88,7 +94,7 @@ def fold(opt: Composed, group: dict[str, Any], p: Tensor, sample: Tensor) -> Non
     new = rule.fold(old, sample)
     axes.store.save(state, rule.curvature_moment, torch.where(new.isfinite(), new, old), signed)
     state["curvature_updates"] += 1
-    state["curvature_at"] = state["step"] + 1
+    state["curvature_at"] = steps + 1
 
 
 def fold_samples(opt: Composed, samples: Mapping[Tensor, Tensor]) -> None:
@@ -103,8 +109,9 @@ def fold_samples(opt: Composed, samples: Mapping[Tensor, Tensor]) -> None:
             raise LowtideValueError(
                 f"samples must have the shape of their parameter, {tuple(weight_store.shape(p))}, got {tuple(sample.shape)}"
             )
+    steps = steps_of(opt)
     for p, sample in samples.items():
-        fold(opt, groups[id(p)], p, sample)
+        fold(opt, groups[id(p)], p, sample, steps)
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,7 @@ class Hutchinson:
                 return self._by_differences(opt, closure)
             return _call(closure)
         loss = _call(closure)
-        found = [f for f in members(opt) if is_due(self, f[3])]
+        found = list(members(opt)) if opt.curvature_due else []
         if any(self._graph_of(p) is not None for _, p, _, _ in found):
             self._by_graph(opt, found)
         return loss
@@ -204,7 +211,7 @@ class Hutchinson:
 
     def _by_graph(self, opt: Composed, found: list[_Found]) -> None:
         linked = [(p, g) for _, p, _, _ in found if (g := self._graph_of(p)) is not None]
-        step = max(state.get("step", 0) for *_, state in found) + 1
+        step = steps_of(opt) + 1
         sums: list[Tensor] = []
         for probe in range(self.probes):
             zs = {id(p): self._signs(opt, p, i, step, probe) for _, p, i, _ in found}
@@ -219,7 +226,7 @@ class Hutchinson:
             parts = [self._sample(p, zs[id(p)], hz) for (_, p, _, _), hz in zip(found, products, strict=True)]
             sums = parts if not sums else [a + b for a, b in zip(sums, parts, strict=True)]
         for (group, p, _, _), total in zip(found, sums, strict=True):
-            fold(opt, group, p, total / self.probes)
+            fold(opt, group, p, total / self.probes, step - 1)
         for group in opt.param_groups:  # the graph goes with the gradients that hold it
             for p in group["params"]:
                 if not weight_store.is_quantized(p) and p.grad is not None:
@@ -242,7 +249,7 @@ class Hutchinson:
         params, ids = [p for _, p, _ in moving], [i for _, _, i in moving]
         if not params:
             return _call(closure)
-        step = max(opt.state[p].get("step", 0) if p in opt.state else 0 for p in params) + 1
+        step = steps_of(opt) + 1
         energy = sum(weight_store.root_mean_square(p) ** 2 * p.numel() for p in params)
         h = self.fd_step * (math.sqrt(energy / sum(p.numel() for p in params)) or 1.0)
         saved = [p.detach().clone() for p in params]
@@ -276,10 +283,7 @@ class Hutchinson:
         loss = _call(closure)
         for (group, p, _), total in zip(moving, sums, strict=True):
             if total is not None:
-                fold(opt, group, p, total / self.probes)
-        for group, p, _, state in members(opt):  # tensors without elements
-            if p.numel() == 0 and is_due(self, state):
-                fold(opt, group, p, torch.zeros(p.shape))
+                fold(opt, group, p, total / self.probes, step - 1)
         return loss
 
 
@@ -315,10 +319,11 @@ class GaussNewtonBartlett:
             raise LowtideRuntimeError(
                 "update_curvature found no gradients: call backward() on the loss of sampled labels first, or pass a closure"
             )
+        steps = steps_of(opt)
         for group, p, _, _ in found:
             g = weight_store.gradient(p)
             assert g is not None
-            fold(opt, group, p, g.detach().float().square() * float(self.batch_size))
+            fold(opt, group, p, g.detach().float().square() * float(self.batch_size), steps)
         return loss
 
 
@@ -330,5 +335,5 @@ NO_GRAPH = (
 
 def check_sampled(opt: Composed, source: CurvatureSource, params: list[Tensor]) -> None:
     """Refuse a step that is due for an estimate and has none; nothing has changed then."""
-    if source.required and any(is_due(source, opt.state.get(p, {})) for p in params):
+    if source.required and params and is_due(opt, source):
         raise LowtideRuntimeError(f"no estimate of the curvature for this step: {NO_GRAPH}")

@@ -266,11 +266,7 @@ class Composed(Optimizer):
     def curvature_due(self) -> bool:
         """Whether the next step wants an estimate of the curvature that it does not have yet."""
         source = self._axes.curvature
-        return source is not None and any(
-            is_due(source, self.state.get(p, {}))
-            for p in chain.from_iterable(g["params"] for g in self.param_groups)
-            if p.requires_grad or weight_store.is_quantized(p)
-        )
+        return source is not None and is_due(self, source)
 
     @torch.no_grad()
     def update_curvature(

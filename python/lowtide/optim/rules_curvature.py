@@ -50,6 +50,8 @@ class AdaHessianRule(_CurvatureRule):
         v = beta2 v + (1 - beta2) D^2                      where D was estimated, the t-th time
         direction = m / bc1 / (sqrt(v / (1 - beta2^t))^power + eps)
 
+    A parameter that got its first gradient between two estimates waits for the next one.
+
     Attributes:
         betas: decay rates of the two moments, each in [0, 1).
         eps: added to the power of the root, >= 0.
@@ -82,8 +84,11 @@ class AdaHessianRule(_CurvatureRule):
         if g is not None:
             u.copy_(g)
         momentum(u, momentum=self.betas[0], weight=1.0 - self.betas[0])
+        if state["curvature_updates"] == 0:
+            u.zero_()
+            return torch.tensor(0)
         bc1 = 1.0 - self.betas[0] ** step
-        bc2 = 1.0 - self.betas[1] ** max(1, state["curvature_updates"])
+        bc2 = 1.0 - self.betas[1] ** state["curvature_updates"]
         v = momentum.load(self.curvature_moment, u.shape)
         root = (v / bc2).sqrt_()
         if self.power != 1.0:
