@@ -169,12 +169,12 @@ def test_opcheck():
         return torch.ones(70)
 
     for name, args in {
-        "sign_dot": ([x(), x()], *NUMBERS, [1, 2]),
-        "sign_axpy_": ([x(), x()], 0.5, *NUMBERS, [1, 2]),
-        "sign_fill_": ([x(), x()], 0.5, *NUMBERS, [1, 2]),
-        "sign_fma_": ([x(), x()], [x(), x()], 0.5, 0.25, *NUMBERS, [1, 2], True),
+        "curvature_sign_dot": ([x(), x()], *NUMBERS, [1, 2]),
+        "curvature_sign_axpy_": ([x(), x()], 0.5, *NUMBERS, [1, 2]),
+        "curvature_sign_fill_": ([x(), x()], 0.5, *NUMBERS, [1, 2]),
+        "curvature_sign_fma_": ([x(), x()], [x(), x()], 0.5, 0.25, *NUMBERS, [1, 2], True),
     }.items():
-        torch.library.opcheck(getattr(torch.ops.lowtide, f"curvature_{name}").default, args)
+        torch.library.opcheck(getattr(torch.ops.lowtide, name).default, args)
 
 
 def test_compiles_without_graph_breaks():
