@@ -22,7 +22,7 @@ from lowtide.curvature._fd import FiniteDifference, climb
 from lowtide.curvature._linear_ce import ggn as linear_ce_ggn
 from lowtide.curvature._linear_operator import LinearOperator
 from lowtide.curvature._params import ParamSpec
-from lowtide.curvature._problem import Problem
+from lowtide.curvature._problem import Problem, Roots
 from lowtide.errors import LowtideTypeError, LowtideValueError
 
 JVPS = ("auto", "forward", "fd")
@@ -88,27 +88,32 @@ class GGNOperator(LinearOperator):
             self.problem.visit_gradients(
                 None,
                 lambda t, g, w: parts[t].add_(g, alpha=w),
-                roots=lambda leaves, batch: self._roots(leaves, batch, v, norm),
+                roots=lambda batch: self._roots(batch, v, norm),
             )
 
-    def _roots(
-        self, leaves: list[Tensor], batch: Any, v: Tensor, norm: float
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Outputs on the graph of ``leaves`` and their cotangents ``H_out J v``."""
+    def _roots(self, batch: Any, v: Tensor, norm: float) -> Roots:
+        """Outputs, and their cotangents ``H_out J v``."""
         loss = self.problem.loss
-        if self._chunked(batch):
-            lm = cast(CausalLM, loss)
-            ru, rw = self._tangents(lm.hidden_and_weight, batch, v, norm)
-            hidden, weight = self.problem.swapped(lm.hidden_and_weight, leaves, batch)
-            labels = lm.labels(batch)
+        if not self._chunked(batch):
+            u = self._tangents(loss.outputs, batch, v, norm)
+
+            def outputs_root(model: nn.Module, batch: Any) -> tuple[list[Tensor], list[Tensor]]:
+                outputs = loss.outputs(model, batch)
+                with torch.no_grad():
+                    return [outputs], [self._output_product(outputs.detach(), u, batch)]
+
+            return outputs_root
+        lm = cast(CausalLM, loss)
+        ru, rw = self._tangents(lm.hidden_and_weight, batch, v, norm)
+
+        def hidden_root(model: nn.Module, batch: Any) -> tuple[list[Tensor], list[Tensor]]:
+            hidden, weight = lm.hidden_and_weight(model, batch)
             with torch.no_grad():
-                cotangents = linear_ce_ggn(hidden, weight, ru, rw, labels, causal=True)
+                cotangents = linear_ce_ggn(hidden, weight, ru, rw, lm.labels(batch), causal=True)
             pairs = [(t, c) for t, c in zip((hidden, weight), cotangents, strict=True) if t.requires_grad]
             return [t for t, _ in pairs], [c for _, c in pairs]
-        u = self._tangents(loss.outputs, batch, v, norm)
-        outputs = self.problem.outputs(leaves, batch)
-        with torch.no_grad():
-            return [outputs], [self._output_product(outputs.detach(), u, batch)]
+
+        return hidden_root
 
     def _output_product(self, outputs: Tensor, u: Tensor, batch: Any) -> Tensor:
         return self.problem.loss.output_hessian(outputs, u, batch)

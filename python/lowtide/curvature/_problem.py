@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from lowtide.errors import LowtideImportError, LowtideRuntimeError, LowtideTypeE
 #: Random numbers of dropout and data loading are drawn from these and the batch's index.
 _MODEL_SEED, _DATA_SEED = 0x10C0, 0xDA7A << 16
 _LOW = (torch.bfloat16, torch.float16)
+
+#: Gives (tensors, cotangents) of a model and a batch, to go backward from.
+Roots: TypeAlias = Callable[[nn.Module, Any], tuple[list[Tensor], list[Tensor]]]
 
 
 class _Call(nn.Module):
@@ -239,8 +242,17 @@ class Problem:
             return functional_call(self._wrapper, {f"model.{k}": t for k, t in own.items()}, (fn, batch))
 
     def call(self, tensors: Sequence[Tensor] | None, batch: Any) -> Tensor:
-        """The mean loss of one batch, 0-dim, differentiable in ``tensors`` (None: the model's, detached)."""
-        loss = self.swapped(self.loss, tensors, batch)
+        """The mean loss of one batch, 0-dim, differentiable in ``tensors`` (None: the model's, detached).
+
+        Models with activation checkpointing compute activations again in the backward pass, by then with their own parameters: take
+        gradients by :meth:`gradient` or :meth:`visit_gradients`, which go backward while ``tensors`` are in place.
+        """
+        loss: Tensor = self.swapped(self.loss_of, tensors, batch)
+        return loss
+
+    def loss_of(self, model: nn.Module, batch: Any) -> Tensor:
+        """The mean loss of one batch by a model whose parameters are in place, checked to be one number."""
+        loss = self.loss(model, batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
             got = (
                 f"shape {tuple(loss.shape)}, {loss.dtype}"
@@ -297,7 +309,7 @@ class Problem:
         visit: Callable[[int, Tensor, float], object],
         *,
         batches: Iterable[tuple[Any, float]] | None = None,
-        roots: Callable[[list[Tensor], Any], tuple[list[Tensor], list[Tensor]]] | None = None,
+        roots: Callable[[Any], Roots] | None = None,
     ) -> None:
         """Calls ``visit(t, gradient, weight)`` for each parameter and batch as the backward pass gets there.
 
@@ -305,7 +317,8 @@ class Problem:
 
         Args:
             tensors, batches: see :meth:`evaluate`.
-            roots: gives (tensors, cotangents) to go backward from, for leaves and a batch; the loss if left out.
+            roots: for a batch, a function of (model, batch) that gives (tensors, cotangents) to go backward from, called with
+                the parameters in place; the loss if left out.
         """
         leaves = self.leaves(tensors)
         current = [0.0]
@@ -323,16 +336,17 @@ class Problem:
             with torch.enable_grad(), self.frozen():
                 for batch, weight in self._pairs(batches):
                     current[0] = weight
-                    from_here, cotangents = (
-                        self._loss_root(leaves, batch) if roots is None else roots(leaves, batch)
+                    # Backward while the tensors are in place: checkpointed modules run again there.
+                    self.swapped(
+                        _backward(self.loss_root if roots is None else roots(batch), leaves), leaves, batch
                     )
-                    torch.autograd.backward(from_here, cotangents, inputs=leaves)
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _loss_root(self, leaves: list[Tensor], batch: Any) -> tuple[list[Tensor], list[Tensor]]:
-        loss = self.call(leaves, batch)
+    def loss_root(self, model: nn.Module, batch: Any) -> tuple[list[Tensor], list[Tensor]]:
+        """The loss, to go backward from, and 1."""
+        loss = self.loss_of(model, batch)
         if not loss.requires_grad:
             raise LowtideRuntimeError(
                 "loss_fn gave a loss that depends on none of params; it must not detach them or return .item()"
@@ -341,6 +355,18 @@ class Problem:
 
     def _pairs(self, batches: Iterable[tuple[Any, float]] | None) -> Iterable[tuple[Any, float]]:
         return self.batches() if batches is None else batches
+
+
+def _backward(roots: Roots, leaves: list[Tensor]) -> Callable[[nn.Module, Any], None]:
+    def run(model: nn.Module, batch: Any) -> None:
+        tensors, cotangents = roots(model, batch)
+        if not any(t.requires_grad for t in tensors):
+            raise LowtideRuntimeError(
+                "the model's outputs depend on none of params; it must not detach them, and params must be among what it uses"
+            )
+        torch.autograd.backward(tensors, cotangents, inputs=leaves)
+
+    return run
 
 
 def _float32(t: Any) -> Any:

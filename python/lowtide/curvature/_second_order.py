@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, jvp
 
 from lowtide.curvature._problem import Problem
@@ -41,18 +41,26 @@ class DoubleBackward:
         with torch.enable_grad(), self.problem.frozen(exact=True):
             if self.cache_graph:
                 leaves, gradients = self._graph()
-                self._backward(gradients, leaves, parts, views, 1.0, retain=True)
+                self.problem.swapped(
+                    lambda model, batch: self._backward(gradients, leaves, parts, views, 1.0, retain=True),
+                    leaves,
+                    None,
+                )
                 return
             for batch, weight in self.problem.batches():
                 leaves = self.problem.leaves()
-                self._backward(self._gradients(leaves, batch), leaves, parts, views, weight, retain=False)
 
-    def _gradients(self, leaves: list[Tensor], batch: Any) -> list[Tensor | None]:
-        loss = self.problem.call(leaves, batch)
-        if not loss.requires_grad:
-            raise LowtideRuntimeError(
-                "loss_fn gave a loss that depends on none of params; it must not detach them or return .item()"
-            )
+                def both(
+                    model: nn.Module, batch: Any, leaves: list[Tensor] = leaves, weight: float = weight
+                ) -> None:
+                    gradients = self._gradients(model, leaves, batch)
+                    self._backward(gradients, leaves, parts, views, weight, retain=False)
+
+                # Both while the tensors are in place: checkpointed modules run again in each.
+                self.problem.swapped(both, leaves, batch)
+
+    def _gradients(self, model: nn.Module, leaves: list[Tensor], batch: Any) -> list[Tensor | None]:
+        loss = self.problem.loss_root(model, batch)[0][0]
         if not self._examined:
             _refuse_once_differentiable(loss)
             self._examined = True
@@ -67,8 +75,12 @@ class DoubleBackward:
             self._cached = None
             leaves = self.problem.leaves()
             total: list[Tensor | None] = [None] * len(leaves)
+
+            def gradients(model: nn.Module, batch: Any) -> list[Tensor | None]:
+                return self._gradients(model, leaves, batch)
+
             for batch, weight in self.problem.batches():
-                for t, g in enumerate(self._gradients(leaves, batch)):
+                for t, g in enumerate(self.problem.swapped(gradients, leaves, batch)):
                     if g is not None:
                         before = total[t]
                         total[t] = weight * g if before is None else before + weight * g
