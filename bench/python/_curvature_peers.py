@@ -161,6 +161,14 @@ class Lowtide:
         got = self.curvature.trace(self.operator(model, batches), seed=seed)
         return got.value, got.products, got
 
+    def estimates(self, model: nn.Module, batches: Batches, m: int) -> dict[str, Callable[[], Any]]:
+        op = self.operator(model, batches)
+        trace = self.curvature.trace
+        return {
+            method: lambda method=method: trace(op, method=method, rtol=0.0, max_probes=m)
+            for method in ("hutchinson", "hutch++", "xtrace")
+        }
+
     def top(self, model: nn.Module, batches: Batches) -> list[float]:
         found: list[float] = self.curvature.eigsh(self.operator(model, batches), k=3).values.tolist()
         return found
@@ -196,6 +204,10 @@ class PyHessian:
         samples = self.operator(model, batches).trace()
         return statistics.fmean(samples), len(samples), None
 
+    def estimates(self, model: nn.Module, batches: Batches, m: int) -> dict[str, Callable[[], Any]]:
+        h = self.operator(model, batches)
+        return {"hutchinson": lambda: h.trace(maxIter=m, tol=-1.0)}
+
     def top(self, model: nn.Module, batches: Batches) -> list[float]:
         torch.manual_seed(0)
         return [float(v) for v in self.operator(model, batches).eigenvalues(top_n=3)[0]]
@@ -216,6 +228,13 @@ class Eigenthings:
     def trace(self, model: nn.Module, batches: Batches, seed: int) -> tuple[float, int, Any]:
         got = self.he.trace(self.operator(model, batches), num_matvecs=99, seed=seed)
         return float(got.estimate), 99, None
+
+    def estimates(self, model: nn.Module, batches: Batches, m: int) -> dict[str, Callable[[], Any]]:
+        op = self.operator(model, batches)
+        return {
+            method: lambda method=method: self.he.trace(op, num_matvecs=m, method=method, seed=0)
+            for method in ("hutchinson", "hutch++")
+        }
 
     def top(self, model: nn.Module, batches: Batches) -> list[float]:
         found = self.he.lanczos(self.operator(model, batches), k=3, which="LA", seed=0)
@@ -254,6 +273,14 @@ class Curvlinops:
     def trace(self, model: nn.Module, batches: Batches, seed: int) -> tuple[float, int, Any]:
         torch.manual_seed(seed)
         return float(self.cl.hutchpp_trace(self.operator(model, batches), 99)), 99, None
+
+    def estimates(self, model: nn.Module, batches: Batches, m: int) -> dict[str, Callable[[], Any]]:
+        op = self.operator(model, batches)
+        return {
+            "hutchinson": lambda: self.cl.hutchinson_trace(op, m),
+            "hutch++": lambda: self.cl.hutchpp_trace(op, m),
+            "xtrace": lambda: self.cl.xtrace(op, m),
+        }
 
     def top(self, model: nn.Module, batches: Batches) -> list[float]:
         import numpy as np
@@ -341,6 +368,9 @@ def case(package: str, method: str, name: str, runs: int) -> dict[str, Any]:
             "values": values,
             "worst_error": max(abs(a - b) / b for a, b in zip(values, truth, strict=True)),
         }
+    if name == "memory":  # of a trace from 30 products, 48 MB of probes if all were stored
+        calls = peer.estimates(*model_of("mlp"), 30)
+        return {f"{method}_MB": peak_of(call) / 1e6 for method, call in calls.items()}
     assert name == "uneven"
     g = torch.Generator().manual_seed(2)
     x, y = torch.randn(32, 32, generator=g), torch.randint(10, (32,), generator=g)

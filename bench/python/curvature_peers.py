@@ -10,7 +10,7 @@ unfoldNd 0.2.3; a peer that is missing has no rows, and the results say so.
 Products take turns with a gradient of the same model over the same two batches; ``gradients`` is how many of these a product costs.
 Each is compared with double backward in float64 before it is timed, and its peak of resident memory measured. Then the cases of
 the report: traces with default settings over ``--runs`` seeds, the three largest eigenvalues with default settings, and two batches
-of 24 and 8 samples, whose mean loss is that of the 32.
+of 24 and 8 samples, whose mean loss is that of the 32; and the peak memory of a trace from 30 products.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PRODUCTS = [
     _peer("curvlinops", "curvlinops-for-pytorch", ""),
     _peer("curvlinops", "curvlinops-for-pytorch", "math attention", "transformer"),
 ]
-CASES = ("trace", "top3", "uneven")
+CASES = ("trace", "top3", "uneven", "memory")
 #: Whose cases are measured: each package once, with its default settings.
 DEFAULTS = [
     _peer("lowtide", "lowtide", "auto"),
