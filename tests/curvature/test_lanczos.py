@@ -147,11 +147,27 @@ def test_quantized_bases_keep_eigenvalues_and_say_their_residuals(dtype, store, 
     check_honest(op, found, tol=residual)
     truth = values.double().sort(descending=True).values[:6]
     assert ((found.values - truth).abs() / truth).max() < error
-    # Far below what rounding allows: not converged, and said so, without endless restarts.
+    # No larger than the rest: rounding cannot be iterated away. That is said, without endless restarts.
+    op = with_eigenvalues(BULK, dtype)
     hopeless = eigsh(op, 6, basis_dtype=store, tol=1e-5)
     assert not hopeless.converged.any()
     assert hopeless.products < 250
     check_honest(op, hopeless, tol=1e-5)
+
+
+@pytest.mark.parametrize("store", ["bf16", "int8"])
+def test_outliers_from_a_quantized_basis_are_refined(store):
+    bulk = torch.randn(600, generator=torch.Generator().manual_seed(0)) * 0.1
+    op = with_eigenvalues(torch.cat([bulk, torch.tensor([8.0, 6.0, 5.0, -4.0])]), torch.float32)
+    found = eigsh(op, 3, basis_dtype=store)
+    assert found.products == op.products
+    assert found.converged.all(), found
+    check_honest(op, found)
+    torch.testing.assert_close(found.values, torch.tensor([8.0, 6.0, 5.0]).double(), rtol=1e-5, atol=0)
+    # Out of products there is no refinement, and the result says so.
+    short = eigsh(op, 3, basis_dtype=store, max_products=20)
+    assert short.products <= 20
+    check_honest(op, short)
 
 
 def test_bad_arguments_are_named():
