@@ -100,6 +100,11 @@ def test_masses_and_distribution(spectrum):
     assert spectrum.cdf(grid.view(20, 10)).shape == (20, 10)
     assert spectrum.bulk_mass(1.0) == pytest.approx(float((VALUES.abs() < 1).double().mean()), abs=0.01)
     assert spectrum.negative_mass() == pytest.approx(float((VALUES < 0).double().mean()), abs=0.03)
+    assert spectrum.near_zero() == pytest.approx(0.01, rel=1e-4)
+    zeros = slq(
+        with_eigenvalues(torch.cat([torch.zeros(500), torch.tensor([-3.0, 9.0])])), probes=8, steps=20
+    )
+    assert zeros.negative_mass(-zeros.near_zero()) == pytest.approx(1 / 502, abs=3 / 502)
     assert spectrum.negative_mass(-1.0) == pytest.approx(2 / N, abs=2 / N)
     first, second = (spectrum.trace_of(lambda t, p=p: t**p).value for p in (1, 2))
     assert spectrum.effective_rank() == pytest.approx(first**2 / second, rel=1e-12)

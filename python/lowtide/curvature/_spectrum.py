@@ -85,7 +85,7 @@ class Spectrum:
         low, high = self.bounds
         return (
             f"Spectrum({self.n} eigenvalues in [{low:.4g}, {high:.4g}], trace {self.trace_of(lambda t: t).value:.5g}, "
-            f"{self.negative_mass():.2%} negative; {self.nodes.shape[0]} probes of {self.nodes.shape[1]} steps)"
+            f"{self.negative_mass(-self.near_zero()):.2%} clearly negative; {self.nodes.shape[0]} probes of {self.nodes.shape[1]} steps)"
         )
 
     @property
@@ -154,8 +154,15 @@ class Spectrum:
         return self._mass(self.nodes.abs() < eps)
 
     def negative_mass(self, below: float = 0.0) -> float:
-        """The share of eigenvalues under ``below``."""
+        """The share of eigenvalues under ``below``.
+
+        Of networks most eigenvalues are zero, and half of those come out negative by rounding: ``below=-near_zero()`` counts the others.
+        """
         return self._mass(self.nodes < below)
+
+    def near_zero(self) -> float:
+        """A thousandth of the largest magnitude: nodes within are zero as far as a picture can tell."""
+        return 1e-3 * max(abs(bound) for bound in self.bounds)
 
     def effective_rank(self) -> float:
         """``tr(H)**2 / tr(H**2)``: how many equal eigenvalues would have these two sums; 0 of a zero operator."""

@@ -64,7 +64,7 @@ def plot(spectrum: Spectrum, path: Path, title: str | None, sigma: float | None)
     left, right = spectrum.bounds
     axis.set_title(
         f"{title or 'Spectrum'}: {spectrum.n:,} eigenvalues in [{left:.3g}, {right:.3g}]\n"
-        f"trace {trace.value:.4g} ± {trace.stderr:.2g}, {spectrum.negative_mass():.1%} negative, "
+        f"trace {trace.value:.4g} ± {trace.stderr:.2g}, {spectrum.negative_mass(-spectrum.near_zero()):.1%} clearly negative, "
         f"effective rank {spectrum.effective_rank():.3g}; {len(spectrum.nodes)} probes of {spectrum.nodes.shape[1]} steps",
         loc="left",
         fontsize=9.5,
