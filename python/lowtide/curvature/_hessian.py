@@ -14,7 +14,12 @@ from lowtide.curvature._fd import FiniteDifference
 from lowtide.curvature._linear_operator import LinearOperator
 from lowtide.curvature._params import ParamSpec
 from lowtide.curvature._problem import Problem
-from lowtide.curvature._second_order import DoubleBackward, ForwardOverReverse, NoSecondDerivativeError
+from lowtide.curvature._second_order import (
+    DoubleBackward,
+    ForwardOverReverse,
+    NoSecondDerivativeError,
+    refuse_asymmetric,
+)
 from lowtide.errors import LowtideValueError
 
 METHODS = ("auto", "fd", "double", "fwdrev", "rop")
@@ -74,6 +79,7 @@ class HessianOperator(LinearOperator):
         self.method, self._cache_graph = method, cache_graph
         self._fd = FiniteDifference(self.problem, fd_step)
         self._exact: Any = None
+        self._trusted = False
         self._taken: str | None = None if method == "auto" else method
         if method != "auto":
             self._take(method)
@@ -101,6 +107,10 @@ class HessianOperator(LinearOperator):
         if self._exact is not None:
             try:
                 with self.problem.frozen():
+                    if not self._trusted:
+                        if self._taken != "rop":
+                            refuse_asymmetric(self._exact)
+                        self._trusted = True
                     self._exact.product(v, out)
                 return
             except NoSecondDerivativeError:
@@ -140,7 +150,11 @@ class HessianOperator(LinearOperator):
 
     def check(self, seed: int = 0) -> OperatorCheck:
         """Determinism, symmetry, and the error of finite differences, on probes: seven products or so."""
-        deterministic, symmetry = check_symmetry(self, seed)
+        trusted, self._trusted = self._trusted, True  # to measure what a product would refuse
+        try:
+            deterministic, symmetry = check_symmetry(self, seed)
+        finally:
+            self._trusted = trusted
         z = self.layout.probe(seed, 0)
         fd, exact, against = self.layout.zeros(), self.layout.zeros(), None
         error: float | None

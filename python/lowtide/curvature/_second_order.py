@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,11 @@ from torch.func import grad, jvp
 from lowtide.curvature._problem import Problem
 from lowtide.errors import LowtideRuntimeError
 
+Batches: TypeAlias = list[tuple[Any, float]] | None
+#: How far from symmetric products may be before they are taken for wrong, relative to their length: rounding, in bfloat16 too, is
+#: far below, and an operation whose second derivative is wrong far above.
+_ASYMMETRY = 0.05
+_SEED = 0x5E77
 _REMEDY = "pass method='fd', which takes two plain gradients"
 
 
@@ -34,12 +39,12 @@ class DoubleBackward:
         self._examined = False
         self._cached: tuple[tuple[Any, ...], list[Tensor], list[Tensor | None]] | None = None
 
-    def product(self, v: Tensor, out: Tensor) -> None:
-        """``out[:] = H v``."""
+    def product(self, v: Tensor, out: Tensor, batches: Batches = None) -> None:
+        """``out[:] = H v``, over all batches or those given."""
         layout = self.problem.layout
         parts, views = layout.views(v), layout.views(out.zero_())
         with torch.enable_grad(), self.problem.frozen(exact=True):
-            if self.cache_graph:
+            if self.cache_graph and batches is None:
                 leaves, gradients = self._graph()
                 self.problem.swapped(
                     lambda model, batch: self._backward(gradients, leaves, parts, views, 1.0, retain=True),
@@ -47,7 +52,7 @@ class DoubleBackward:
                     None,
                 )
                 return
-            for batch, weight in self.problem.batches():
+            for batch, weight in self.problem.batches() if batches is None else batches:
                 leaves = self.problem.leaves()
 
                 def both(
@@ -121,15 +126,15 @@ class ForwardOverReverse:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
 
-    def product(self, v: Tensor, out: Tensor) -> None:
-        """``out[:] = H v``."""
+    def product(self, v: Tensor, out: Tensor, batches: Batches = None) -> None:
+        """``out[:] = H v``, over all batches or those given."""
         layout = self.problem.layout
         views = layout.views(out.zero_())
         tensors = tuple(t.detach() for t in self.problem.leaves())
         parts = tuple(p.to(t.dtype) for p, t in zip(layout.views(v), tensors, strict=True))
         every = tuple(range(len(tensors)))
         with self.problem.frozen(exact=True):
-            for batch, weight in self.problem.batches():
+            for batch, weight in self.problem.batches() if batches is None else batches:
 
                 def loss(*at: Tensor, batch: Any = batch) -> Tensor:
                     return self.problem.call(at, batch)
@@ -137,6 +142,32 @@ class ForwardOverReverse:
                 products = jvp(grad(loss, argnums=every), tensors, parts)[1]
                 for view, product in zip(views, products, strict=True):
                     view.add_(product.detach(), alpha=weight)
+
+
+def refuse_asymmetric(engine: DoubleBackward | ForwardOverReverse) -> None:
+    """Three products on the first batch: a Hessian is symmetric, what a wrong derivative formula gives is not.
+
+    torch 2.13 differentiates ``torch._weight_norm`` twice as if the norms were constants, and nothing says so.
+    """
+    problem = engine.problem
+    with problem.frozen(exact=True):
+        first = [(next(batch for batch, _ in problem.batches()), 1.0)]
+        probes = [problem.layout.probe(_SEED, k) for k in range(3)]
+        products = [problem.layout.zeros() for _ in probes]
+        for v, out in zip(probes, products, strict=True):
+            engine.product(v, out, first)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        gap = abs(
+            float(probes[i].double() @ products[j].double() - probes[j].double() @ products[i].double())
+        )
+        size = max(
+            float(torch.linalg.vector_norm(p, dtype=torch.float64)) for p in (products[i], products[j])
+        )
+        if gap > _ASYMMETRY * size:
+            raise NoSecondDerivativeError(
+                "the exact product is not symmetric: torch's second derivative of some operation is wrong (torch._weight_norm is one), "
+                f"or the loss is not the same each time, which check() tells apart; if it is, {_REMEDY}"
+            )
 
 
 def _refuse_once_differentiable(loss: Tensor) -> None:
