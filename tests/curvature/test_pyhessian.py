@@ -66,6 +66,10 @@ def test_density(both):
     assert abs(mean - float(made.dense().trace())) < 4 * spread / 3**0.5
 
 
+def test_it_is_reached_from_the_package():
+    assert lt.curvature.compat.pyhessian.hessian is hessian
+
+
 def test_arguments():
     made = cases.mlp(sizes=(4,))
     with pytest.raises(lt.LowtideValueError, match="and not both"):

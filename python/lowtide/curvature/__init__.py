@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from lowtide.curvature import compat
 from lowtide.curvature._check import OperatorCheck
 from lowtide.curvature._coherence import Coherence, coherence
 from lowtide.curvature._connectivity import LossPath, barrier, bezier
@@ -59,6 +60,7 @@ __all__ = [
     "batch_sharpness",
     "bezier",
     "coherence",
+    "compat",
     "diagonal",
     "eigsh",
     "landscape",
