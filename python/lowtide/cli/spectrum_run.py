@@ -206,6 +206,7 @@ def measure(arguments: argparse.Namespace, out: Path, *, show: bool) -> dict[str
                 watched,
                 min(arguments.top, operator.n),
                 tol=1e-2,
+                verify=False,  # a trained network has no repeated outliers
                 basis_dtype=arguments.basis,
                 seed=arguments.seed,
             )
@@ -217,7 +218,12 @@ def measure(arguments: argparse.Namespace, out: Path, *, show: bool) -> dict[str
     result["products"], result["seconds"] = watched.products, round(time.perf_counter() - start, 1)
     files.write_json(store.path / "spectrum.json", _plain(result))
     what = "Hessian" if arguments.operator == "hessian" else "Gauss-Newton matrix"
-    spectrum.plot(store.path / "spectrum.png", title=f"{what} of {Path(arguments.model).name}")
+    # The kernel for what lies between nodes would hide the tail of the bulk.
+    spectrum.plot(
+        store.path / "spectrum.png",
+        title=f"{what} of {Path(arguments.model).name}, {_short(names)}",
+        sigma=spectrum.sigma() / 4,
+    )
     return result
 
 
@@ -270,6 +276,11 @@ def _summary(
     }
 
 
+def _short(names: list[str]) -> str:
+    """The first and the last of the parameters."""
+    return names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+
+
 def _plain(value: Any) -> Any:
     """JSON has no inf: an error bar that one probe cannot give is null."""
     if isinstance(value, dict):
@@ -282,8 +293,7 @@ def _plain(value: Any) -> Any:
 def table(result: dict[str, Any], out: Path) -> str:
     """What the command prints."""
     parameters, trace, top = result["parameters"], result["trace"], result["top"]
-    names = parameters["names"]
-    which = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+    which = _short(parameters["names"])
     bar = f" ± {trace['stderr']:.3g}" if math.isfinite(trace["stderr"]) else " (one probe: no error bar)"
     rows = [
         ("loss", f"{result['loss']:.4f}"),

@@ -138,8 +138,9 @@ def _plane(plt: Any, scape: Landscape, title: str | None, top: float) -> Any:
     solid.set(
         xlabel="first axis", ylabel="second axis", zlabel="log10 of the loss" if logarithmic else "loss"
     )
+    solid.zaxis.labelpad = 8
     solid.view_init(elev=32, azim=-60)
-    solid.set_box_aspect(None, zoom=0.9)
+    solid.set_box_aspect(None, zoom=0.85)
     figure.suptitle(title or f"Loss on a plane: {scape.axes} axes", x=0.01, ha="left", fontsize=11)
     return figure
 
@@ -160,7 +161,7 @@ def plot_path(path_: LossPath, path: Path, title: str | None) -> Path:
         base = (1 - path_.at) * float(path_.losses[0]) + path_.at * float(path_.losses[-1])
         top.plot([path_.at] * 2, [base, base + path_.height], color="#c8501e", linewidth=1.4)
         top.annotate(
-            f"barrier {path_.height:.3g}", (path_.at, base + path_.height / 2), xytext=(6, 0),
+            f"barrier {path_.height:.3g}", (path_.at, base + path_.height / 8), xytext=(6, 0),
             textcoords="offset points", color="#c8501e", fontsize=9, va="center",
         )  # fmt: skip
     top.set_ylabel("loss")
