@@ -215,7 +215,7 @@ def main() -> None:
     torch.manual_seed(0)
     results["conv net"], _ = study("conv net", convnet(), options)
 
-    distance = 2.0  # where the quadratic no longer holds
+    distance = 3.0  # where the quadratic no longer holds
     scape = lc.landscape(operator, axes="hessian", steps=options.grid, span=distance)
     scape.plot(
         options.out / "digits_landscape.png",
