@@ -221,7 +221,7 @@ def measure(arguments: argparse.Namespace, out: Path, *, show: bool) -> dict[str
     # The kernel for what lies between nodes would hide the tail of the bulk.
     spectrum.plot(
         store.path / "spectrum.png",
-        title=f"{what} of {Path(arguments.model).name}, {_short(names)}",
+        title=f"{what} of {Path(arguments.model).name}, {_place(names)}",
         sigma=spectrum.sigma() / 4,
     )
     return result
@@ -281,6 +281,13 @@ def _short(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
 
 
+def _place(names: list[str]) -> str:
+    """The same for a heading: the block that the first one is in."""
+    match = _BLOCK.search(names[0])
+    first = names[0][: match.end() - 1] if match else names[0]
+    return first if all(name.startswith(first) for name in names) else f"{first} and on"
+
+
 def _plain(value: Any) -> Any:
     """JSON has no inf: an error bar that one probe cannot give is null."""
     if isinstance(value, dict):
@@ -307,7 +314,7 @@ def table(result: dict[str, Any], out: Path) -> str:
         rows.append((f"eigenvalue {i + 1}", f"{value:.5g}  residual {top['residuals'][i]:.1e}{note}"))
     rows += [
         ("smallest node", f"{result['bounds'][0]:.5g}"),
-        (f"share below {result['negative']['below']:.2g}", f"{result['negative']['share']:.2%}"),
+        (f"share below {result['negative']['below']:.2g}", f"{100 * result['negative']['share']:.2g} %"),
         ("effective rank", f"{result['effective_rank']:.4g}"),
         ("r_e, K_H", f"{result['criteria']['r_e']:.4g}, {result['criteria']['k_h']:.4g}"),
         ("products now", f"{result['products']} in {result['seconds']:.1f} s"),
