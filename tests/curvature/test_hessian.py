@@ -227,6 +227,49 @@ def test_cached_graph_is_rebuilt_when_parameters_change():
     )
 
 
+class Last(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+def test_recurrent_networks_and_sparse_gradients():
+    g = torch.Generator().manual_seed(0)
+    y = torch.randint(2, (5,), generator=g)
+    lstm = seeded(0, Last).double(), torch.randn(5, 6, 3, generator=g).double()
+
+    def bag(sparse):
+        return nn.Sequential(nn.Embedding(7, 3, sparse=sparse), nn.Flatten(), nn.Linear(9, 2))
+
+    ids = torch.randint(7, (5, 3), generator=g)
+    lstm = seeded(0, Last).double()
+    cases = (
+        (lstm, lstm, torch.randn(5, 6, 3, generator=g).double()),
+        (seeded(0, lambda: bag(True)).double(), seeded(0, lambda: bag(False)).double(), ids),
+    )
+    for model, dense, x in cases:
+        z = HessianOperator(model, None, (x, y), "cross_entropy", method="fd").layout.probe(0, 0)
+        want = truth(dense, list(dense.named_parameters()), lambda m, x=x: F.cross_entropy(m(x), y)) @ z
+        for method in ("fd", "double"):
+            op = HessianOperator(model, None, (x, y), "cross_entropy", method=method)
+            with unchanged(model):
+                assert relative(op.hvp_seeded(0, 0), want) < TOLERANCE[method]
+
+
+@pytest.mark.parametrize("method", PERCEPTRON)
+def test_callers_may_be_without_gradients_but_not_in_inference_mode(method):
+    op = HessianOperator(mlp(), None, classes(7), "cross_entropy", method=method)
+    want = op.hvp_seeded(0, 0)
+    with torch.no_grad():
+        assert relative(op.hvp_seeded(0, 0), want) < 1e-13
+    if method in ("fd", "double", "fwdrev"):
+        with torch.inference_mode(), pytest.raises(lt.LowtideRuntimeError, match="inference_mode"):
+            op.hvp_seeded(0, 0)
+
+
 class Once(torch.autograd.Function):
     """Can be differentiated once."""
 

@@ -124,6 +124,10 @@ class Problem:
 
     def leaves(self, tensors: Sequence[Tensor] | None = None) -> list[Tensor]:
         """What to differentiate in: the model's parameters or ``tensors`` as leaves that require grad, float32 for low precision."""
+        if torch.is_inference_mode_enabled():
+            raise LowtideRuntimeError(
+                "curvature needs gradients, which torch.inference_mode forbids; leave it (torch.no_grad is no obstacle)"
+            )
         return [_float32(t.detach()).requires_grad_() for t in (self.tensors if tensors is None else tensors)]
 
     @contextmanager
