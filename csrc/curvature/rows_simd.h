@@ -2,7 +2,7 @@
 // kLanes neighbours of a tensor, and the 32 sums of sums.h in vectors of doubles. For *_simd.cc
 // files only.
 #pragma once
-#include "base/simd.h"
+#include "base/doubles_simd.h"
 #include "curvature/sums.h"
 
 namespace lowtide::curvature {
@@ -33,52 +33,18 @@ LT_SIMD void prefetch_32(const T* p) {
     prefetch(p, kAhead + at);
 }
 
-constexpr int kWide = kLanes / 2;  // doubles of the native width
-typedef double vd __attribute__((vector_size(4 * LT_LANES)));
-
-struct Doubles {
-  vd low, high;
-};
-
-// gcc 12 goes through memory for __builtin_convertvector of half a vector.
-LT_SIMD Doubles widen(vf32 x) {
-#if defined(__AVX512F__)
-  return {(vd)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)x)),
-          (vd)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)x, 1))};
-#elif defined(__AVX2__)
-  return {(vd)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)x)),
-          (vd)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)x, 1))};
-#elif defined(__x86_64__)
-  return {(vd)_mm_cvtps_pd((__m128)x), (vd)_mm_cvtps_pd(_mm_movehl_ps((__m128)x, (__m128)x))};
-#elif defined(__aarch64__)
-  return {(vd)vcvt_f64_f32(vget_low_f32((float32x4_t)x)), (vd)vcvt_high_f64_f32((float32x4_t)x)};
-#endif
-}
-
-// x y is exact, so one rounding or two is the same.
-LT_SIMD vd add_product(vd sum, vd x, vd y) {
-#if defined(__AVX512F__)
-  return (vd)_mm512_fmadd_pd((__m512d)x, (__m512d)y, (__m512d)sum);
-#elif defined(__AVX2__)
-  return (vd)_mm256_fmadd_pd((__m256d)x, (__m256d)y, (__m256d)sum);
-#else
-  return sum + x * y;
-#endif
-}
-
 struct Sums {
   vd part[kSums / kWide] = {};
 
   // The row that holds elements [at, at + kLanes) of 32.
   inline __attribute__((always_inline)) void add(int at, vf32 x) {
-    const Doubles d = widen(x);
-    part[at / kWide] += d.low;
-    part[at / kWide + 1] += d.high;
+    part[at / kWide] += widened(x, 0);
+    part[at / kWide + 1] += widened(x, 1);
   }
   inline __attribute__((always_inline)) void add_products(int at, vf32 x, vf32 y) {
-    const Doubles c = widen(x), d = widen(y);
-    part[at / kWide] = add_product(part[at / kWide], c.low, d.low);
-    part[at / kWide + 1] = add_product(part[at / kWide + 1], c.high, d.high);
+    for (int half = 0; half < 2; ++half)
+      part[at / kWide + half] =
+          add_product(part[at / kWide + half], widened(x, half), widened(y, half));
   }
   inline __attribute__((always_inline)) double fold() const {
     double sums[kSums];

@@ -2,6 +2,7 @@
 // Gram: columns are transposed to doubles once a block, then 8 x 2-vector register tiles of the
 // lower triangle; double multiply-adds are the limit. The row operations stream rows of at most a
 // few kilobytes from L1 and L2.
+#include "base/doubles_simd.h"
 #include "base/transpose_simd.h"
 #include "lowrank/small_dense_table.h"
 
@@ -11,18 +12,9 @@
 namespace lowtide::lowrank {
 namespace {
 
-// Native width: half as many doubles as floats.
-constexpr int kWide = kLanes / 2;
-typedef double vd __attribute__((vector_size(4 * LT_LANES)));
 typedef float vh __attribute__((vector_size(2 * LT_LANES)));
 typedef int64_t vl __attribute__((vector_size(4 * LT_LANES), unused));
 
-LT_SIMD vd load_d(const double* p) {
-  vd v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
-LT_SIMD void store_d(double* p, vd v) { __builtin_memcpy(p, &v, sizeof v); }
 LT_SIMD vd splat_d(double x) { return x - vd{}; }
 
 // The first n < kWide elements, zeros beyond; nothing else is touched. Rows of small matrices are
@@ -47,17 +39,6 @@ LT_SIMD void store_part_d(double* p, vd v, int64_t n) {
   _mm256_maskstore_pd(p, (__m256i)mask, (__m256d)v);
 #else
   for (int64_t i = 0; i < n; ++i) p[i] = v[i];
-#endif
-}
-
-// a and b are floats: the product is exact, so fused and separate rounding agree.
-LT_SIMD vd add_product(vd acc, vd a, vd b) {
-#if defined(__AVX512F__)
-  return (vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)acc);
-#elif defined(__AVX2__)
-  return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)acc);
-#else
-  return acc + a * b;
 #endif
 }
 

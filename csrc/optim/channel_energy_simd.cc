@@ -3,7 +3,7 @@
 // conversions to double, two multiply-adds and (columns) a sixteenth of the traffic of their sums,
 // 3 cycles on two 512-bit ports, less than caches beyond L2 deliver 64 bytes in. A product of two
 // floats is exact in double, so one rounding or two is the same.
-#include "base/simd.h"
+#include "base/doubles_simd.h"
 #include "optim/channel_energy_order.h"
 #include "optim/channel_energy_table.h"
 
@@ -13,29 +13,14 @@
 namespace lowtide::optim {
 namespace {
 
-constexpr int kWide = kLanes / 2;  // doubles of the native width
-typedef double vd __attribute__((vector_size(4 * LT_LANES)));
 typedef float vh __attribute__((vector_size(2 * LT_LANES)));
 
 LT_SIMD vd add_square(vd acc, const float* x) {
   vh half;
   __builtin_memcpy(&half, x, sizeof half);
   const vd v = __builtin_convertvector(half, vd);
-#if defined(__AVX512F__)
-  return (vd)_mm512_fmadd_pd((__m512d)v, (__m512d)v, (__m512d)acc);
-#elif defined(__AVX2__)
-  return (vd)_mm256_fmadd_pd((__m256d)v, (__m256d)v, (__m256d)acc);
-#else
-  return acc + v * v;
-#endif
+  return add_product(acc, v, v);
 }
-
-LT_SIMD vd load_d(const double* p) {
-  vd v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
-LT_SIMD void store_d(double* p, vd v) { __builtin_memcpy(p, &v, sizeof v); }
 
 // n <= kPart floats of either type at p, zeros beyond.
 constexpr int kPart = 32;
