@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from lowtide.errors import LowtideValueError
 _PAIR_ROWS = 1024  # rows of the N x N pair matrices formed at a time
 
 
-class _Head:
+class _Head(ABC):
     """A linear layer ``Z = X W' + b`` under a mean loss that is convex in each row of Z.
 
     Subclasses give what happens in a row's logits; what follows for the parameters (W, b) is here. Results that stand for
@@ -45,17 +47,17 @@ class _Head:
         return logits_of(self.X, self.W, self.b)
 
     # In the logits: the gradient, the Hessian's diagonal, its rows' traces, its products, and <H_n, H_m>.
-    def _delta(self) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _delta(self) -> Tensor: ...
 
-    def _curvature(self) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _curvature(self) -> Tensor: ...
 
-    def _output_product(self, u: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _output_product(self, u: Tensor) -> Tensor: ...
 
-    def _inner(self, rows: slice) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _inner(self, rows: slice) -> Tensor: ...
 
     def _pair(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
         return weight, None if self.b is None else bias
@@ -135,9 +137,9 @@ class _Head:
         """This Hessian as an operator over (weight, bias), at the present values: for every estimator of the family."""
         return _HeadOperator(self)
 
+    @abstractmethod
     def _frozen(self) -> _Head:
         """The head of detached copies, with what products share computed once."""
-        raise NotImplementedError
 
 
 class _HeadOperator(LinearOperator):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,7 @@ from lowtide.curvature._layout import Layout, Vector
 from lowtide.errors import LowtideTypeError, LowtideValueError
 
 
-class LinearOperator:
+class LinearOperator(ABC):
     """A symmetric operator over ``n`` numbers. Subclasses give :meth:`_product`; everything else follows from it.
 
     Attributes:
@@ -38,9 +39,9 @@ class LinearOperator:
         """``(n, n)``."""
         return self.n, self.n
 
+    @abstractmethod
     def _product(self, v: Tensor, out: Tensor) -> None:
         """``out[:] = H v``; both flat, of the layout's dtype; ``v`` must stay as it is."""
-        raise NotImplementedError
 
     def hvp(self, v: Vector, out: Tensor | None = None) -> Tensor:
         """``H v`` as a flat tensor ``(n,)``, written to ``out`` if given."""

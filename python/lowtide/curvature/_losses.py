@@ -51,6 +51,13 @@ def run_model(model: nn.Module, inputs: Any) -> Tensor:
     return outputs
 
 
+def _not_separable() -> LowtideTypeError:
+    return LowtideTypeError(
+        "loss_fn must be a criterion (a module such as torch.nn.CrossEntropyLoss, or one of 'cross_entropy', 'mse', "
+        "'bce_with_logits', 'causal_lm') for Gauss-Newton and Fisher, which need the model's outputs apart from the loss"
+    )
+
+
 class Loss:
     """A mean loss that is a function of model and batch and nothing else: ``loss_fn(model, batch)``.
 
@@ -75,15 +82,12 @@ class Loss:
     def outputs(self, model: nn.Module, batch: Any) -> Tensor:
         """What the criterion is applied to."""
         if not self.separable:
-            raise LowtideTypeError(
-                "loss_fn must be a criterion (a module such as torch.nn.CrossEntropyLoss, or one of 'cross_entropy', 'mse', "
-                "'bce_with_logits', 'causal_lm') for Gauss-Newton and Fisher, which need the model's outputs apart from the loss"
-            )
+            raise _not_separable()
         return run_model(model, split(batch)[0])
 
     def value(self, outputs: Tensor, batch: Any) -> Tensor:
         """The criterion, 0-dim."""
-        raise NotImplementedError
+        raise _not_separable()
 
     def count(self, batch: Any) -> float:
         """How much the batch weighs in a mean over all samples."""
