@@ -82,7 +82,7 @@ METHODS: Mapping[str, Method] = {
         lr=1e-4, low_rank=True, in_backward=True,
     ),
     "mezo": Method("MeZO", "the slope along a random direction, from two evaluations; no gradients", lr=1e-6, zeroth_order=True),
-    "qzo": Method("QZO", "MeZO on the group scales of INT4 weights", lr=1e-6, weights="int4", zeroth_order=True),
+    "qzo": Method("QZO", "MeZO on the group scales of INT4 weights", lr=3e-3, weights="int4", zeroth_order=True),
 }  # fmt: skip
 WEIGHT_GROUP = {"int8": 256, "int4": 64}
 
