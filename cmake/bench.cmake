@@ -7,3 +7,9 @@ foreach(kernel ${_kernels})
   target_include_directories(${stem}_bench PRIVATE ${PROJECT_SOURCE_DIR}/bench/cpp)
   target_link_libraries(${stem}_bench PRIVATE lowtide benchmark::benchmark_main)
 endforeach()
+
+# What tools/instruction_counts.py counts the instructions of.
+file(GLOB _counted_sources CONFIGURE_DEPENDS bench/cpp/counted/*.cc)
+add_executable(lowtide_counted ${_counted_sources})
+target_include_directories(lowtide_counted PRIVATE bench/cpp bench/cpp/counted)
+target_link_libraries(lowtide_counted PRIVATE lowtide benchmark::benchmark)

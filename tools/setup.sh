@@ -3,7 +3,7 @@
 # Everything the make targets need on a fresh Debian 12: compilers from apt, a virtual environment in
 # .venv with pinned packages, and lowtide itself installed into it. Does only what is missing.
 #
-#   tools/setup.sh PART...     parts: apt cross build test peers demo bench docs package
+#   tools/setup.sh PART...     parts: apt cross counts build test peers demo bench docs package
 #
 # Environment: PYTHON (default python3) makes the virtual environment; pip's own variables apply
 # (PIP_EXTRA_INDEX_URL with PyTorch's CPU wheels saves gigabytes where pip would choose a CUDA build).
@@ -68,6 +68,12 @@ part_cross() {
   command -v dpkg-query > /dev/null || return 0
   apt_install g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user googletest ||
     say "no cross compiler or qemu (see build/apt.log): the NEON tests will be skipped"
+}
+
+# Optional: without it no instructions are counted.
+part_counts() {
+  command -v dpkg-query > /dev/null || return 0
+  apt_install valgrind || say "no valgrind (see build/apt.log): instructions will not be counted"
 }
 
 # ---- Python ------------------------------------------------------------------------------------
@@ -138,8 +144,8 @@ part_package() {
 [ $# -gt 0 ] || set -- apt build package
 for part in "$@"; do
   case $part in
-    apt | cross | package) "part_$part" ;;
+    apt | cross | counts | package) "part_$part" ;;
     build | test | peers | demo | bench | docs) part_requirements "$part" ;;
-    *) die "unknown part '$part'; parts: apt cross build test peers demo bench docs package" ;;
+    *) die "unknown part '$part'; parts: apt cross counts build test peers demo bench docs package" ;;
   esac
 done

@@ -80,6 +80,13 @@ BENCH = Stage(
     f"{BIN}/python tools/run_benches.py --check",
     closing="^==>",
 )
+COUNTS = Stage(
+    "counts",
+    "core kernels take no more instructions than before",
+    f"{BIN}/python tools/instruction_counts.py",
+    closing="^SKIPPED|kernels take",
+    missing=_needs("valgrind"),
+)
 ASAN = Stage("asan-ubsan", "C++ tests, Address- and UBSanitizer", _preset("asan-ubsan"), _CTEST)
 TSAN = Stage("tsan", "C++ tests, ThreadSanitizer", _preset("tsan"), _CTEST)
 NEON = Stage(
@@ -119,7 +126,7 @@ PYTEST_ALL = _pytest(
     "pytest", "Python tests on the installed package, slow ones too", "-m 'slow or not slow'", 120
 )
 
-_COMMON = (LINT, MYPY, CPP, BENCH, ASAN, TSAN, NEON, CUDA, PACKAGE, STUBS)
+_COMMON = (LINT, MYPY, CPP, BENCH, COUNTS, ASAN, TSAN, NEON, CUDA, PACKAGE, STUBS)
 
 SUITES: dict[str, tuple[Stage, ...]] = {
     "lint": (LINT, MYPY, PACKAGE, STUBS),
