@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other libraries, each imported when it is first used: ``lt.integrations.peft``."""
+"""Other libraries, each imported when it is first used: ``lt.integrations.peft``, ``lt.integrations.loggers``."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
-__all__ = ["peft"]
+__all__ = ["loggers", "peft"]
 
 
 def __getattr__(name: str) -> Any:

@@ -99,6 +99,7 @@ from lowtide.optim.rules_factored import AdafactorRule, AdamMiniRule
 from lowtide.optim.scale_invariant import ScaleInvariant
 from lowtide.optim.sharpness import SAM
 from lowtide.optim.stablemax import StableMaxCrossEntropy, log_stablemax, stablemax
+from lowtide.optim.statistics import Measurement, measure, statistics
 from lowtide.optim.stores import BasisStore, StateStore
 from lowtide.optim.subspaces import (
     Cosines,
@@ -185,6 +186,7 @@ __all__ = [
     "Lion8bit",
     "LionRule",
     "LotusAdamW",
+    "Measurement",
     "MemoryReport",
     "NewtonStep",
     "NullSpace",
@@ -234,9 +236,11 @@ __all__ = [
     "head_groups",
     "in_backward",
     "log_stablemax",
+    "measure",
     "memory",
     "param_groups",
     "stablemax",
+    "statistics",
     "to_bitsandbytes",
     "to_torchao",
 ]

@@ -17,6 +17,7 @@ from lowtide.optim.bases import Basis
 from lowtide.optim.constraints import Constraint
 from lowtide.optim.curvature_sources import CurvatureSource
 from lowtide.optim.groups import rank_of
+from lowtide.optim.meter import Meter
 from lowtide.optim.parametrizations import WeightNorm
 from lowtide.optim.refresh import Refresh
 from lowtide.optim.residuals import Residual
@@ -53,6 +54,7 @@ class Axes:
         peers: (param id, number of elements) of every low-rank matrix.
         skipped: for each fused call, how many blocks it left alone (tensors, not yet added up).
         clamped: whether it was said that a rank is more than a matrix has.
+        meter: what is measured of each step (:func:`lowtide.optim.measure`).
     """
 
     rule: Rule
@@ -72,6 +74,7 @@ class Axes:
     peers: list[tuple[int, int]] = field(default_factory=list)
     skipped: list[Tensor] = field(default_factory=list)
     clamped: bool = False
+    meter: Meter | None = None
 
     def __post_init__(self) -> None:
         if self.decay not in ("before", "after"):

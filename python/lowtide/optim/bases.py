@@ -23,6 +23,11 @@ class Basis(Protocol):
     reads_all: ClassVar[bool]
 
     @property
+    def orthonormal(self) -> bool:
+        """Whether the norm of :meth:`down` is that of the part of a gradient which lies in the subspace (a low-bit basis: nearly)."""
+        ...
+
+    @property
     def chosen(self) -> tuple[Tensor, int] | None:
         """The columns (1) or rows (0) of the gradient that :meth:`down` takes as they are, or None: it mixes them."""
         ...
@@ -48,6 +53,11 @@ class _Whole(ABC):
     """Bases whose every coordinate depends on the whole gradient."""
 
     reads_all: ClassVar[bool] = True
+
+    @property
+    def orthonormal(self) -> bool:
+        """See :class:`Basis`."""
+        return True
 
     @property
     def chosen(self) -> tuple[Tensor, int] | None:
@@ -118,6 +128,11 @@ class SeededBasis(_Whole):
     side: str
     address: dict[str, int]  # seed, step, param
 
+    @property
+    def orthonormal(self) -> bool:
+        """See :class:`Basis`: random numbers as they come are not."""
+        return bool(getattr(self.projection, "orthonormal", False))
+
     def down(self, grad: Tensor) -> Tensor:
         """See :class:`Basis`."""
         result: Tensor = self.projection.project(grad, side=self.side, **self.address)
@@ -139,6 +154,11 @@ class IndexBasis:
     weights: Tensor | None = None  # fp32, one an index
 
     reads_all: ClassVar[bool] = False
+
+    @property
+    def orthonormal(self) -> bool:
+        """See :class:`Basis`: weights stretch."""
+        return self.weights is None
 
     @property
     def chosen(self) -> tuple[Tensor, int] | None:
@@ -189,6 +209,11 @@ class ElementBasis:
     reads_all: ClassVar[bool] = False
 
     @property
+    def orthonormal(self) -> bool:
+        """See :class:`Basis`."""
+        return True
+
+    @property
     def chosen(self) -> tuple[Tensor, int] | None:
         """See :class:`Basis`: no line is whole."""
         return None
@@ -224,6 +249,11 @@ class WholeBasis:
     side: str
 
     reads_all: ClassVar[bool] = False
+
+    @property
+    def orthonormal(self) -> bool:
+        """See :class:`Basis`."""
+        return True
 
     @property
     def chosen(self) -> tuple[Tensor, int] | None:

@@ -41,13 +41,14 @@ def step_full_rank(axes: Axes, group: dict[str, Any], items: list[Item]) -> None
             for item in batch:
                 _step_alone(axes, group, rule, item)
             continue
-        axes.skipped.append(
-            ops.fused_step_(
-                [p for p, _, _, _ in batch], [g for _, _, g, _ in batch], rule=rule.kernel, **axes.moments(states),
+        params, ids = [p for p, _, _, _ in batch], [i for _, i, _, _ in batch]
+        with weight_store.metered(axes.meter, params, ids, step):
+            skipped = ops.fused_step_(
+                params, [g for _, _, g, _ in batch], rule=rule.kernel, **axes.moments(states),
                 **rule.scalars(step, lr), decay_before=before, decay_after=after, stochastic=axes.stochastic,
-                seed=axes.seed, step=step, params=[i for _, i, _, _ in batch],
-            )
-        )  # fmt: skip
+                seed=axes.seed, step=step, params=ids,
+            )  # fmt: skip
+        axes.skipped.append(skipped)
 
 
 def _step_alone(axes: Axes, group: dict[str, Any], rule: Rule, item: Item) -> None:
@@ -73,4 +74,5 @@ def _step_alone(axes: Axes, group: dict[str, Any], rule: Rule, item: Item) -> No
     weight_store.apply(
         [p], [update], alpha=-rule.step_size(float(group["lr"]), state["step"], p), before=before, after=after,
         stochastic=axes.stochastic, seed=axes.seed, step=state["step"], param_ids=[param_id],
+        meter=axes.meter,
     )  # fmt: skip

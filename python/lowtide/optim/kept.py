@@ -115,7 +115,10 @@ class KeptGradients:
             self._average(grad)
             renew_basis(axes, group, state, grad.reshape(grad.shape[0], -1), param_id)
             renewed = True
-        return project(axes, grad, state, renewed)
+        r = project(axes, grad, state, renewed)
+        if axes.meter is not None and r is not None:
+            axes.meter.energy(param_id, state["step"] + 1, axes.basis_of(state), grad, r)
+        return r
 
     def _average(self, x: Tensor) -> None:
         if self._group is not None:

@@ -67,6 +67,8 @@ def step_low_rank(
     rule = axes.rule_of(group)
     r = basis.down(grad) if projected is None else projected
     axes.refresh.watch(state, r)
+    if axes.meter is not None and projected is None:
+        axes.meter.energy(param_id, state["step"], basis, grad, r)
     update = axes.residual.update(
         LowRankStep(
             grad,
@@ -105,6 +107,7 @@ def step_low_rank(
         seed=axes.seed,
         step=state["step"],
         param_id=param_id,
+        meter=axes.meter,
     )
 
 

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from lowtide.optim.norms import total
 from lowtide.optim.updates import Update
 from lowtide.quant import is_quant_weight
 from lowtide.quant._weight import QuantParameter
+
+if TYPE_CHECKING:
+    from lowtide.optim.meter import Meter
 
 
 def check(p: Tensor) -> None:
@@ -101,6 +105,17 @@ def nbytes(p: Tensor) -> int:
     return int(p.quant.nbytes) if is_quantized(p) else p.nbytes
 
 
+def metered(
+    meter: Meter | None,
+    params: Sequence[Tensor],
+    param_ids: Sequence[int],
+    step: int,
+    update: tuple[Tensor, float, float] | None = None,
+) -> contextlib.AbstractContextManager[None]:
+    """Around a change of weights; see :meth:`lowtide.optim.meter.Meter.rounding`."""
+    return contextlib.nullcontext() if meter is None else meter.rounding(params, param_ids, step, update)
+
+
 def apply(
     params: Sequence[Tensor],
     updates: Sequence[Tensor],
@@ -112,29 +127,31 @@ def apply(
     seed: int,
     step: int,
     param_ids: Sequence[int],
+    meter: Meter | None = None,
 ) -> None:
     """``w = (w * before + alpha * update) * after`` in the weight's own store; updates are finite."""
     from lowtide import ops
 
     dense = [i for i, p in enumerate(params) if not is_quantized(p)]
     if dense:
-        ops.apply_update_(
-            [params[i] for i in dense],
-            [updates[i].reshape(params[i].shape) for i in dense],
-            alpha=alpha,
-            decay_before=before,
-            decay_after=after,
-            stochastic=stochastic,
-            seed=seed,
-            step=step,
-            params=[param_ids[i] for i in dense],
-        )
+        chosen, ids = [params[i] for i in dense], [param_ids[i] for i in dense]
+        with metered(meter, chosen, ids, step):
+            ops.apply_update_(
+                chosen, [updates[i].reshape(params[i].shape) for i in dense], alpha=alpha, decay_before=before,
+                decay_after=after, stochastic=stochastic, seed=seed, step=step, params=ids,
+            )  # fmt: skip
     for i in sorted(set(range(len(params))) - set(dense)):
         p = params[i]
         assert is_quantized(p)
-        p.quant.requant_add_(
-            updates[i], alpha=alpha * after, decay=before * after, seed=seed, step=step, param=param_ids[i]
-        )
+        with metered(meter, [p], [param_ids[i]], step, (updates[i], alpha * after, before * after)):
+            p.quant.requant_add_(
+                updates[i],
+                alpha=alpha * after,
+                decay=before * after,
+                seed=seed,
+                step=step,
+                param=param_ids[i],
+            )
 
 
 def combine(
@@ -148,6 +165,7 @@ def combine(
     seed: int,
     step: int,
     param_id: int,
+    meter: Meter | None = None,
 ) -> None:
     """``w = (w * before - lr * update) * after`` in the weight's own store."""
     from lowtide import ops
@@ -160,10 +178,11 @@ def combine(
             release(p)  # its memory may hold the update now
         apply(
             [p], [u], alpha=alpha, before=before, after=after, stochastic=stochastic, seed=seed, step=step,
-            param_ids=[param_id],
+            param_ids=[param_id], meter=meter,
         )  # fmt: skip
         return
-    ops.combine_(
-        p.view(p.shape[0], -1), alpha=alpha, **update.parts(), decay_before=before, decay_after=after,
-        stochastic=stochastic, seed=seed, step=step, param=param_id,
-    )  # fmt: skip
+    with metered(meter, [p], [param_id], step):
+        ops.combine_(
+            p.view(p.shape[0], -1), alpha=alpha, **update.parts(), decay_before=before, decay_after=after,
+            stochastic=stochastic, seed=seed, step=step, param=param_id,
+        )  # fmt: skip
