@@ -60,7 +60,7 @@ def test_weights_learn_even_where_the_input_needs_no_gradient() -> None:
     layer(x).sum().backward()
     dense(x).sum().backward()
     torch.testing.assert_close(layer.weight.quant.main_grad, dense.weight.grad, **CLOSE)
-    assert layer.weight.grad is None
+    assert layer.weight.grad is layer.weight.quant.main_grad
     assert layer._weight._anchor.grad is None
 
 
@@ -217,6 +217,29 @@ def test_dtype_conversions_leave_codes_and_scales_alone(move: str) -> None:
     assert layer.float().bias.dtype is torch.float32
 
 
+def test_training_loops_find_the_gradient_where_they_look() -> None:
+    """Clipping, dropping and conversions of torch, of packed weights as of dense ones."""
+    layer, dense = layers()
+    x = torch.randn(6, 100)
+    for module in (layer, dense):
+        module(x).square().sum().backward()
+    norm = nn.utils.clip_grad_norm_(layer.parameters(), 0.1)
+    torch.testing.assert_close(norm, nn.utils.clip_grad_norm_(dense.parameters(), 0.1), **CLOSE)
+    torch.testing.assert_close(layer.weight.quant.main_grad, dense.weight.grad, **CLOSE)
+    kept = layer.weight.grad
+    layer.to(torch.bfloat16)
+    assert layer.weight.grad is kept  # in fp32, whatever the model's dtype
+    assert kept.dtype is torch.float32
+    layer.zero_grad()
+    assert layer.weight.quant.main_grad is None
+    layer.weight.grad = kept
+    assert layer.weight.quant.main_grad is kept
+    with pytest.raises(lt.LowtideValueError, match=r"float32 of shape \(70, 100\)"):
+        layer.weight.grad = torch.zeros(70, 100, dtype=torch.bfloat16)
+    del layer.weight.grad
+    assert layer.weight.quant.main_grad is None
+
+
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_copies_are_independent(how: str) -> None:
     layer, _ = layers()
@@ -238,7 +261,8 @@ def test_optimizers_accept_the_weight_as_a_parameter() -> None:
     assert any(p is layer.weight for p in opt.param_groups[0]["params"])
     before = state_of(layer)
     layer(torch.randn(2, 100)).sum().backward()
-    opt.step()  # knows nothing of packed weights: leaves them alone
+    with pytest.raises(RuntimeError, match="can't be cast"):
+        opt.step()  # knows nothing of packed weights
     assert all(torch.equal(a, b) for a, b in zip(state_of(layer), before, strict=True))
     weight = layer.weight
     assert is_quant_weight(weight)

@@ -231,12 +231,12 @@ class Linear(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Linear:
         scale = self.weight_scale
+        # torch would convert the gradient to the model's new dtype.
+        grad, self._weight.main_grad = self._weight.main_grad, None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.weight_scale.dtype != torch.float32:  # a rounded scale is a gain error on the whole group
             self.weight_scale = scale.to(self.weight_scale.device)
-        grad = self._weight.main_grad
-        if grad is not None and grad.device != self.weight.device:
-            self._weight.main_grad = grad.to(self.weight.device)
+        self._weight.main_grad = None if grad is None else grad.to(self.weight.device)
         self._attach()
         return self
 

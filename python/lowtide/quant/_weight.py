@@ -26,6 +26,23 @@ class QuantParameter(nn.Parameter):
 
     quant: QuantWeight
 
+    @property
+    def grad(self) -> Tensor | None:  # type: ignore[override]
+        """:attr:`QuantWeight.main_grad`, where ``clip_grad_norm_``, GradScaler and training loops look for gradients.
+
+        Optimizers that know nothing of packed weights fail on it, for its dtype is not the codes'.
+        """
+        weight = getattr(self, "quant", None)
+        return None if weight is None else weight.main_grad
+
+    @grad.setter
+    def grad(self, grad: Tensor | None) -> None:
+        self.quant.take(grad)
+
+    @grad.deleter
+    def grad(self) -> None:
+        self.quant.main_grad = None
+
     def requires_grad_(self, requires_grad: bool = True) -> QuantParameter:
         """Freeze or thaw the weight: ``model.requires_grad_(False)`` works as for dense layers."""
         if requires_grad and self.quant.scheme == "nf4":
@@ -38,7 +55,7 @@ class QuantWeight:
     """What ``module.weight.quant`` is: the decoded side of packed codes, and the weight gradient.
 
     Attributes:
-        main_grad: float32 (out, in), accumulated over backward passes until somebody sets it to ``None``.
+        main_grad: float32 (out, in), accumulated over backward passes until somebody sets it to ``None``; also ``weight.grad``.
         grad_hook: called with the parameter at the end of each backward pass, when its gradient is complete;
             may step and free it. Exceptions pass through ``backward``.
         trainable: whether backward passes compute ``main_grad``.
@@ -188,6 +205,14 @@ class QuantWeight:
     def accumulate(self, grad: Tensor) -> None:
         """Add a weight gradient, float32 (out, in); takes it over."""
         self.main_grad = grad if self.main_grad is None else self.main_grad.add_(grad)
+
+    def take(self, grad: Tensor | None) -> None:
+        """Make ``grad``, float32 (out, in), the weight gradient; None drops it."""
+        if grad is not None and (grad.dtype != torch.float32 or grad.shape != self.shape):
+            raise LowtideValueError(
+                f"grad of a packed weight must be float32 of shape {tuple(self.shape)}, got {grad.dtype} {tuple(grad.shape)}"
+            )
+        self.main_grad = grad
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Copies and pickles of a model start without gradient, hook and layer; the layer attaches itself.
