@@ -27,7 +27,7 @@ class QuantParameter(nn.Parameter):
     quant: QuantWeight
 
     @property
-    def grad(self) -> Tensor | None:  # type: ignore[override]
+    def grad(self) -> Tensor | None:
         """:attr:`QuantWeight.main_grad`, where ``clip_grad_norm_``, GradScaler and training loops look for gradients.
 
         Optimizers that know nothing of packed weights fail on it, for its dtype is not the codes'.
