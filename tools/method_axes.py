@@ -103,7 +103,7 @@ TRANSPORT = {
 RULES = {
     "AdamRule": "Adam", "AdaBeliefRule": "AdaBelief", "LionRule": "Lion", "SGDRule": "SGD with momentum",
     "GradientRule": "SGD", "DiffGradRule": "diffGrad", "AdafactorRule": "Adafactor", "AdamMiniRule": "Adam-mini",
-    "AdaHessianRule": "AdaHessian", "SophiaRule": "Sophia", "DecayingRule": "decaying rate",
+    "AdaHessianRule": "AdaHessian", "SophiaRule": "Sophia", "DecayingRule": "SGD at a falling rate",
 }  # fmt: skip
 STATES = {"fp32": "fp32", "int8": "INT8 dynamic map, blocks of 256", "int4": "INT4, blocks of 128"}
 
@@ -147,11 +147,7 @@ def curvature(source: Any) -> str:
         "Hutchinson": "products with the Hessian and random signs",
         "GaussNewtonBartlett": "gradients of sampled labels",
     }
-    return (
-        f"{words[name]}, every {source.update_each} steps"
-        if source.update_each > 1
-        else f"{words[name]}, each step"
-    )
+    return f"{words[name]}, every {source.every} steps" if source.every > 1 else f"{words[name]}, each step"
 
 
 def states(axes: Any) -> list[str]:

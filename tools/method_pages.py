@@ -66,8 +66,7 @@ def arguments(name: str) -> dict[str, Any]:
         return _own(found)[0]
     own, passes_on = _own(found)
     base = found.__mro__[1]
-    shared = (Composed, Optimizer, lt.spsa.SPSA, object)
-    if passes_on and base not in shared and issubclass(base, Optimizer):
+    if passes_on and base is not Composed and base.__name__ in lt.optim.__all__:
         own = {**arguments(base.__name__), **own}
     return {key: value for key, value in own.items() if key not in SET_BY.get(name, ())}
 
@@ -135,6 +134,11 @@ def _axes(name: str) -> list[tuple[str, str]]:
     return method_spsa.rows(name) if is_spsa(name) else method_axes.rows(name)
 
 
+def size(x: float) -> str:
+    """Bytes a parameter, to three digits."""
+    return f"{x:.0f}" if x >= 1000 else f"{x:.3g}"
+
+
 def nbytes(names: list[str]) -> str:
     """What states and bases take of a layer."""
     rows, cols = method_axes.LAYER
@@ -145,7 +149,7 @@ def nbytes(names: list[str]) -> str:
         lines.append(
             [
                 f"`{name}`",
-                *(f"{x:.4g}" for x in (states, basis, states + basis)),
+                *map(size, (states, basis, states + basis)),
                 str(method_axes.RANK) if low else "–",
             ]
         )
@@ -174,9 +178,9 @@ def _has_axes(name: str) -> bool:
 def _index_row(page: Page, name: str) -> list[str]:
     what, state = page.word, "–"
     if is_spsa(name):
-        what, state = method_spsa.brief(name), f"{method_spsa.state_bytes(name):.3g}"
+        what, state = method_spsa.brief(name), size(method_spsa.state_bytes(name))
     elif is_engine(name):
-        what, state = method_axes.brief(name), f"{sum(method_axes.per_parameter(name)):.3g}"
+        what, state = method_axes.brief(name), size(sum(method_axes.per_parameter(name)))
     shown = (
         name
         if _has_axes(name)

@@ -95,7 +95,8 @@ def brief(name: str) -> str:
     opt = build(name)
     m = opt.method
     kind = {"plain": "SGD", "hizoo": "curvature", "conmezo": "momentum"}[m.kind]
-    return " · ".join([f"{m.estimator}, {evaluations(opt)} evaluations", DISTS[m.dist], _moves(opt)[1], kind])
+    source = {"fzoo": "one-sided over spread", "forward": "one-sided"}.get(m.estimator, m.estimator)
+    return " · ".join([f"{source}, {evaluations(opt)} evaluations", DISTS[m.dist], _moves(opt)[1], kind])
 
 
 def state_bytes(name: str) -> float:
