@@ -6,17 +6,17 @@ PY ?= .venv/bin/python
 STAGES = .venv/bin/python tools/run_stages.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test nightly bench lint format inplace stubs clean
+.PHONY: help demo test nightly bench docs lint format inplace stubs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test:  ## everything that must hold: lint, C++ per ISA, sanitizers, NEON, CUDA on the CPU, Python (< 25 minutes)
-	tools/setup.sh apt cross counts build test peers
+	tools/setup.sh apt cross counts build test peers docs
 	$(STAGES) test
 
 nightly:  ## make test with the slow tests
-	tools/setup.sh apt cross counts build test peers bench
+	tools/setup.sh apt cross counts build test peers docs bench
 	$(STAGES) nightly
 
 demo:  ## fine-tune a real language model with AdamW, GaLore and Q-GaLore; one table, one figure
@@ -26,6 +26,10 @@ demo:  ## fine-tune a real language model with AdamW, GaLore and Q-GaLore; one t
 bench:  ## C++ and Python benches against measured machine limits and other libraries; JSON in bench/results
 	tools/setup.sh apt build bench package
 	.venv/bin/python tools/run_benches.py $(BENCH_ARGS)
+
+docs:  ## these pages and the API reference as HTML in build/docs, warnings as errors
+	tools/setup.sh apt build test docs
+	$(STAGES) docs
 
 lint:  ## ruff, clang-format, mypy --strict, SPDX lines, file lengths, kernel stems, stub drift
 	tools/setup.sh apt build test

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``make lint``, ``make test``, ``make nightly`` and ``make bench`` run, in order."""
+"""What ``make lint``, ``make docs``, ``make test``, ``make nightly`` and ``make bench`` run, in order."""
 
 from __future__ import annotations
 
@@ -114,6 +114,12 @@ print("installed:", lowtide.__version__, lowtide.isa())
 PY""",
     closing="^installed",
 )
+DOCS = Stage(
+    "docs",
+    "the documentation builds without a warning; every exported name is in the reference",
+    f"rm -rf build/docs && {BIN}/sphinx-build -q -W --keep-going docs build/docs && echo built: build/docs/index.html",
+    closing="^built",
+)
 
 
 def _pytest(name: str, what: str, arguments: str, minutes: float) -> Stage:
@@ -126,10 +132,11 @@ PYTEST_ALL = _pytest(
     "pytest", "Python tests on the installed package, slow ones too", "-m 'slow or not slow'", 120
 )
 
-_COMMON = (LINT, MYPY, CPP, BENCH, COUNTS, ASAN, TSAN, NEON, CUDA, PACKAGE, STUBS)
+_COMMON = (LINT, MYPY, CPP, BENCH, COUNTS, ASAN, TSAN, NEON, CUDA, PACKAGE, STUBS, DOCS)
 
 SUITES: dict[str, tuple[Stage, ...]] = {
     "lint": (LINT, MYPY, PACKAGE, STUBS),
+    "docs": (PACKAGE, DOCS),
     "test": (*_COMMON, PYTEST),
     "nightly": (*_COMMON, PYTEST_ALL),
 }

@@ -14,6 +14,7 @@ _op = torch.ops.lowtide
 def random_sample(
     out: Tensor, seed: int, step: int, slot: int, param: int, role: int, offset: int, dist: int
 ) -> None:
+    """Fill ``out``, contiguous float32, as :func:`lowtide.random.sample` does, with role and distribution by their ids."""
     check_mutable((out,), "out")
     _op.random_sample(out, seed, step, slot, param, role, offset, dist)
     mutated(out)
@@ -22,6 +23,7 @@ def random_sample(
 def random_add_(
     x: Tensor, scale: float, seed: int, step: int, slot: int, param: int, role: int, offset: int, dist: int
 ) -> None:
+    """:func:`lowtide.random.add_` with role and distribution by their ids."""
     check_mutable((x,), "x")
     _op.random_add_(x, scale, seed, step, slot, param, role, offset, dist)
     mutated(x)
@@ -30,6 +32,7 @@ def random_add_(
 def random_add_list_(
     xs: list[Tensor], scale: float, seed: int, step: int, slot: int, params: list[int], role: int, dist: int
 ) -> None:
+    """``x += scale * z`` for each of a list of whole tensors; ``params`` are their parameter ids."""
     if not xs:  # an empty list carries no dispatch key
         return
     check_mutable(xs, "x")
@@ -40,6 +43,7 @@ def random_add_list_(
 def random_dot(
     x: Tensor, seed: int, step: int, slot: int, param: int, role: int, offset: int, dist: int
 ) -> Tensor:
+    """:func:`lowtide.random.dot` with role and distribution by their ids: float64, no dimensions."""
     return _op.random_dot(x, seed, step, slot, param, role, offset, dist)
 
 

@@ -56,7 +56,8 @@ def sample(
 
     Args:
         shape: shape of the result; leave it out if ``out`` is given.
-        seed, step: 63-bit integers. slot, param: 32-bit integers (direction or worker; parameter id).
+        seed, step: 63-bit integers.
+        slot, param: 32-bit integers (direction or worker; parameter id).
         role: consumer of the stream, see :data:`ROLES`.
         offset: global index of the first element.
         dist: all have mean 0 and variance 1: ``"gaussian"`` (|z| <= 5.77; a 32-bit word an element),
