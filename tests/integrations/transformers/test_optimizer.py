@@ -82,8 +82,11 @@ def test_layerwise_equals_plain(make_model: Make, arguments: Make, tokens: Any) 
         assert float((a - b).norm()) <= 1e-4 * float((a - w).norm())  # the norm is summed in another order
 
 
-def test_packed_weights_are_clipped_with_the_others(make_model: Make, arguments: Make, tokens: Any) -> None:
-    """One norm over dense and packed gradients, which the Trainer's own clipping cannot see."""
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_packed_weights_are_clipped_with_the_others(
+    make_model: Make, arguments: Make, tokens: Any, layerwise: bool
+) -> None:
+    """One norm over dense and packed gradients."""
     seen: list[float] = []
 
     class Norms(transformers.TrainerCallback):
@@ -92,16 +95,17 @@ def test_packed_weights_are_clipped_with_the_others(make_model: Make, arguments:
 
     model = prepare(make_model(), "qgalore-int8")
     args = arguments("a", max_steps=1, gradient_accumulation_steps=1, max_grad_norm=1e-3)
-    trainer(model, args, tokens, "qgalore-int8", [Norms()]).train()
+    run = trainer(
+        model, args, tokens, "qgalore-int8", [Norms()] if layerwise else [], layerwise=layerwise
+    )  # fmt: skip
+    run.train()
+    if not layerwise:
+        seen = [log["grad_norm"] for log in run.state.log_history if "grad_norm" in log]
     other = prepare(make_model(), "qgalore-int8")
-    run = trainer(other, arguments("c"), tokens, "qgalore-int8")
-    batch = next(iter(run.get_train_dataloader()))
+    batch = next(iter(trainer(other, arguments("c"), tokens, "qgalore-int8").get_train_dataloader()))
     other(**batch).loss.backward()
-    grads = [
-        g
-        for p in other.parameters()
-        if (g := p.quant.main_grad if hasattr(p, "quant") else p.grad) is not None
-    ]
+    grads = [p.grad for p in other.parameters() if p.grad is not None]
+    assert len(grads) == len(list(other.parameters()))
     assert seen == [pytest.approx(float(torch.nn.utils.get_total_norm(grads)), rel=1e-5)]
 
 

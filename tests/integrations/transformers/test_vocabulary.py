@@ -166,13 +166,6 @@ def test_errors(make_model: Make, arguments: Make, settings: Any, options: Any, 
         pair(make_model(), arguments(**settings), **options)
 
 
-def test_packed_weights_need_their_own_clipping(make_model: Make, arguments: Make) -> None:
-    model = lt.integrations.transformers.prepare_model(make_model(), group=32)
-    with pytest.raises(lt.LowtideValueError, match="does not see gradients of packed weights"):
-        pair(model, arguments(), method="qgalore", layerwise=False)
-    assert pair(model, arguments(max_grad_norm=0.0), method="qgalore")[0] is lt.optim.QGaLoreAdamW
-
-
 def test_fp16_is_refused(make_model: Make, arguments: Make) -> None:
     args = arguments()
     args.fp16 = True

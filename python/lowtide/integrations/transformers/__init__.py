@@ -21,6 +21,16 @@ except ImportError as error:
     ) from error
 
 from lowtide.integrations.transformers._optimizer import LayerwiseOptimizer, optimizer_cls_and_kwargs
+from lowtide.integrations.transformers._run import RunCallback
 from lowtide.integrations.transformers._weights import prepare_model, restore_model
+from lowtide.integrations.transformers._zeroth_order import ZOOptimizer, ZOTrainer
 
-__all__ = ["LayerwiseOptimizer", "optimizer_cls_and_kwargs", "prepare_model", "restore_model"]
+__all__ = [
+    "LayerwiseOptimizer",
+    "RunCallback",
+    "ZOOptimizer",
+    "ZOTrainer",
+    "optimizer_cls_and_kwargs",
+    "prepare_model",
+    "restore_model",
+]

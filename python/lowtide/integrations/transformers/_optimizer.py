@@ -73,8 +73,8 @@ def optimizer_cls_and_kwargs(
             transformers. None: ``args.optim``, a name of transformers, with transformers' defaults (rank 128, update_proj_gap 200,
             scale 0.25 or, APOLLO, 1).
         layerwise: update in the backward pass and free each gradient at once (:func:`lowtide.optim.in_backward`, also
-            with accumulation and clipping). None: as the name says, and for packed weights where gradients are clipped:
-            the Trainer's own clipping does not see theirs.
+            with accumulation and clipping). The Trainer logs a gradient norm of 0 then; :class:`RunCallback` logs the
+            true one. None: as the name says.
         **options: like ``optim_args``: ``rank``, ``update_proj_gap``, ``scale``, ``proj_type`` of low-rank groups, any argument of the
             optimizer; with layerwise updates ``clip`` and ``refresh_from``.
 
@@ -89,11 +89,10 @@ def optimizer_cls_and_kwargs(
     if not isinstance(model, nn.Module):
         raise LowtideTypeError(f"model must be an nn.Module, got {type(model).__name__}")
     choice = choose(method, args.optim)
-    has_packed = packed(model)
     clips = args.max_grad_norm is not None and args.max_grad_norm > 0
     if layerwise is None:
-        layerwise = choice.layerwise or (has_packed and clips)
-    _check_settings(args, choice, layerwise, has_packed, clips)
+        layerwise = choice.layerwise
+    _check_settings(args, choice, layerwise, packed(model))
     group, own, handle = split_options(
         choice, parse_optim_args(args.optim_args), options, _HANDLE if layerwise else ()
     )
@@ -126,7 +125,7 @@ def _adam(choice: Choice, args: transformers.TrainingArguments) -> dict[str, Any
 
 
 def _check_settings(
-    args: transformers.TrainingArguments, choice: Choice, layerwise: bool, has_packed: bool, clips: bool
+    args: transformers.TrainingArguments, choice: Choice, layerwise: bool, has_packed: bool
 ) -> None:
     if args.fp16:
         raise LowtideValueError(
@@ -149,9 +148,4 @@ def _check_settings(
     if has_packed and distributed:
         raise LowtideValueError(
             "packed weights are not averaged by DistributedDataParallel; leave prepare_model out, or use one process"
-        )
-    if has_packed and clips and not layerwise:
-        raise LowtideValueError(
-            f"max_grad_norm={args.max_grad_norm} with layerwise=False: the Trainer's clipping does not see gradients of packed weights; "
-            "leave layerwise out, or set max_grad_norm=0"
         )
