@@ -193,7 +193,7 @@ class ZOTrainer(transformers.Trainer):
 
     def _mean_loss(self, model: nn.Module, batches: list[tuple[dict[str, Any], Any]]) -> Tensor:
         """As the Trainer accumulates: sums of what was divided by the number of items, else means."""
-        total = None
+        total: Tensor | None = None
         for inputs, items in batches:
             with self.compute_loss_context_manager():
                 loss: Any = self.compute_loss(model, dict(inputs), num_items_in_batch=items)
