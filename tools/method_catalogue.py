@@ -93,5 +93,147 @@ GROUPS: tuple[tuple[str, tuple[Page, ...]], ...] = (
             Page("fedkseed", "FedKSeed", 2023, ("FedKSeed",)),
         ),
     ),
+    (
+        "Curvature",
+        (
+            Page(
+                "trace",
+                "Hutchinson, Hutch++, XTrace",
+                1989,
+                ("curvature.trace", "curvature.diagonal"),
+                "trace and diagonal from products, with intervals",
+            ),
+            Page(
+                "lanczos",
+                "Lanczos: eigenvalues and spectra",
+                2000,
+                ("curvature.eigsh", "curvature.slq"),
+                "extreme eigenpairs with residuals; spectral density",
+            ),
+            Page(
+                "lla",
+                "Loss landscape criteria",
+                2024,
+                ("curvature.Spectrum.criteria", "curvature.landscape"),
+                "how far a minimum is from convex; planes of the loss",
+            ),
+            Page(
+                "hgp",
+                "HGP and Hessian alignment",
+                2023,
+                ("curvature.regularizers.HGP", "curvature.regularizers.HutchinsonAlign"),
+                "one Hessian of the head for all domains",
+            ),
+            Page(
+                "pruning",
+                "OBD, OBS, GBLM",
+                1990,
+                ("curvature.pruning_statistics", "curvature.prune_mask"),
+                "which weights can go",
+            ),
+        ),
+    ),
+    (
+        "Constraints and continual learning",
+        (
+            Page(
+                "perpendicular",
+                "Perpendicular gradient and StableMax",
+                2025,
+                ("optim.Perpendicular", "optim.StableMaxCrossEntropy"),
+                "no step along the weight; a softmax that grows linearly",
+            ),
+            Page("gpm", "GPM and SGP", 2021, ("continual.GPM", "continual.SGP"), "no step along past inputs"),
+            Page(
+                "nscl",
+                "Adam-NSCL and NSGP",
+                2021,
+                ("continual.AdamNSCL", "continual.NSGP"),
+                "steps in the null space of past inputs",
+            ),
+            Page(
+                "trgp",
+                "TRGP and CUBER",
+                2022,
+                ("continual.TRGP", "continual.CUBER"),
+                "old knowledge rescaled for new tasks; backward transfer",
+            ),
+            Page(
+                "osf",
+                "OSF",
+                2025,
+                ("continual.OSF", "continual.factorize_"),
+                "no step along a weight's leading singular directions",
+            ),
+        ),
+    ),
+    (
+        "Adapters and ranks",
+        (
+            Page(
+                "lora-ga",
+                "LoRA-GA",
+                2024,
+                ("integrations.peft.lora_ga_",),
+                "adapters that start along the gradient",
+            ),
+            Page(
+                "lora-sb",
+                "LoRA-SB",
+                2024,
+                ("integrations.peft.lora_sb_",),
+                "r × r numbers between fixed factors",
+            ),
+            Page(
+                "welore",
+                "WeLore",
+                2024,
+                ("lowrank.welore_plan", "lowrank.welore_compress_"),
+                "a rank for each layer",
+            ),
+        ),
+    ),
+    (
+        "Low bit",
+        (
+            Page(
+                "number-formats",
+                "Number formats: integer groups, NF4, dynamic maps",
+                2022,
+                ("quant.quantize", "quant.quantize_model_"),
+                "codes and scales, rounded to nearest or stochastically",
+            ),
+            Page(
+                "outliers",
+                "Outliers and GWQ",
+                2024,
+                ("quant.outliers.quantize", "quant.gwq.quantize", "quant.gwq.quantize_model_"),
+                "a few weights aside in 16 bits",
+            ),
+            Page(
+                "codebooks",
+                "Codebooks: k-means, VQ4DiT, JLCM",
+                2024,
+                ("quant.codebook.fit", "quant.codebook.CandidateMapping", "quant.codebook.JointMapping"),
+                "indices into learned codewords",
+            ),
+            Page(
+                "qat",
+                "StatsQ, LSQ, and freezing",
+                2019,
+                (
+                    "quant.qat.StatsQ",
+                    "quant.qat.LSQ",
+                    "quant.qat.ConfidenceAnnealing",
+                    "quant.qat.FreezeOscillating",
+                    "quant.qat.GradientConflictFreeze",
+                ),
+                "training through a quantizer",
+            ),
+            Page(
+                "binary", "ReSTE and BiPer", 2023, ("quant.qat.ReSTE", "quant.qat.BiPer"), "one bit a weight"
+            ),
+        ),
+    ),
 )
 PAGES = tuple(page for _, pages in GROUPS for page in pages)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import inspect
 import re
 import sys
@@ -38,6 +39,8 @@ def resolve(name: str) -> Any:
             return getattr(family, name)
     found: Any = lt
     for part in name.split("."):
+        if not hasattr(found, part):
+            importlib.import_module(f"{found.__name__}.{part}")
         found = getattr(found, part)
     return found
 
@@ -81,12 +84,15 @@ def _own(found: Any) -> tuple[dict[str, Any], bool]:
         and issubclass(found, Optimizer)
     ):
         del plain[first]  # params
+    plain.pop("self", None)
     return plain, len(plain) < len(parameters)
 
 
 def cell(value: Any) -> str:
     """A default as a table shows it."""
-    return "required" if value is inspect.Parameter.empty else f"`{value!r}`"
+    if value is inspect.Parameter.empty:
+        return "required"
+    return f"`{value.__name__ if inspect.isfunction(value) else repr(value)}`"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
