@@ -23,7 +23,8 @@ from lowtide.optim.refresh import Refresh
 from lowtide.optim.residuals import Residual
 from lowtide.optim.rules import AdamRule, Rule
 from lowtide.optim.rules_curvature import CURVATURE_RULES
-from lowtide.optim.stores import STATE_BITS, BasisStore, StateStore
+from lowtide.optim.shards import Rows, is_distributed
+from lowtide.optim.stores import BasisStore, StateStore
 from lowtide.optim.subspaces import Subspace
 from lowtide.optim.subspaces_two_sided import TwoSided, check_two_sided
 from lowtide.optim.transforms import GradientTransform
@@ -40,7 +41,8 @@ def projected_shape(state: State, rows: int, cols: int) -> tuple[int, int]:
     return {"right": (rows, rank), "left": (rank, cols), "full": (rank, rank)}[state["side"]]
 
 
-def _side(shape: tuple[int, int], proj_type: str) -> str:
+def side_of(shape: tuple[int, int], proj_type: str) -> str:
+    """Which side of a matrix of this shape ``proj_type`` projects."""
     from lowtide.lowrank import side_for
 
     return "full" if proj_type == "full" else side_for(shape, proj_type)
@@ -190,7 +192,7 @@ class Axes:
         state["step"] = 0
         if "rank" in group and len(shape) >= 2 and shape.numel() > 0:
             rows, cols = shape[0], shape.numel() // shape[0]
-            side = _side((rows, cols), group["proj_type"])
+            side = side_of((rows, cols), group["proj_type"])
             state["dim"] = rows if side == "left" else cols
             if side == "full":
                 state["rows"] = rows
@@ -213,18 +215,25 @@ class Axes:
         self.note_constraint(p, state)
         if self.transform is not None:
             self.transform.create(state, weight_store.shape(p))
-        self.create_moments(group, state, shape, store)
+        self.create_moments(group, state, shape, store, Rows.of(p) if is_distributed(p) else None)
 
     def create_moments(
-        self, group: dict[str, Any], state: State, shape: tuple[int, ...], store: StateStore | None = None
+        self,
+        group: dict[str, Any],
+        state: State,
+        shape: tuple[int, ...],
+        store: StateStore | None = None,
+        rows: Rows | None = None,
     ) -> None:
-        """Zero moments for a gradient of this shape, in the subspace if ``state`` is of one."""
+        """Zero moments for a gradient of this shape, in the subspace if ``state`` is of one; sharded as ``rows``."""
         if "side" in state:
             shape = projected_shape(state, *shape)
         shape = torch.Size(shape)
         rule = self.rule_of(group)
+        if state.get("side") == "left":
+            rows = None  # a sum over all processes, which each of them has
         for name, signed in rule.moments:
-            (store or self.store).create(state, name, shape, signed)
+            (store or self.store).create(state, name, shape, signed, rows)
         for name, size in rule.factors(shape).items():
             state[name] = torch.zeros(size, dtype=torch.float32)
         if len(state) == 1:
@@ -262,7 +271,7 @@ class Axes:
         if names[0] in states[0]:
             lists = [[s[name] for s in states] for name in names]
             return dict(zip(_CODES, lists, strict=False))
-        coded: dict[str, Any] = {"bits": STATE_BITS[self.store.kind]}
+        coded: dict[str, Any] = {"bits": self.store.code_bits}
         for name, codes, absmax in zip(names, _CODES, _ABSMAX, strict=False):
             coded[codes] = [s[f"{name}.codes"] for s in states]
             coded[absmax] = [s[f"{name}.absmax"] for s in states]

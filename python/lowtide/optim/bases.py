@@ -20,7 +20,8 @@ class Basis(Protocol):
         reads_all: whether inf or NaN anywhere in a gradient shows in :meth:`down`.
     """
 
-    reads_all: ClassVar[bool]
+    @property
+    def reads_all(self) -> bool: ...  # noqa: D102
 
     @property
     def orthonormal(self) -> bool:

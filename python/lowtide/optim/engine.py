@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lowtide.errors import LowtideRuntimeError, LowtideTypeError, LowtideValueError
+from lowtide.errors import LowtideError, LowtideRuntimeError, LowtideTypeError, LowtideValueError
+from lowtide.optim import sharding
 from lowtide.optim import weights as weight_store
 from lowtide.optim.axes import Axes, State
 from lowtide.optim.constraints import Constraint
@@ -30,6 +31,7 @@ from lowtide.optim.refresh import EveryT, Refresh
 from lowtide.optim.residuals import Drop, Residual
 from lowtide.optim.rules import AdamRule, Rule
 from lowtide.optim.saved import check_saved
+from lowtide.optim.shards import is_distributed, local
 from lowtide.optim.stores import BasisStore, StateStore
 from lowtide.optim.subspaces import RandomizedSVD, Subspace
 from lowtide.optim.transforms import GradientTransform
@@ -145,6 +147,11 @@ class Composed(Optimizer):
         group = self.param_groups[-1]
         for p in group["params"]:
             weight_store.check(p)
+        try:
+            self._check_shards([group])
+        except LowtideError:
+            self.param_groups.pop()
+            raise
         ids = group.get("param_ids")
         if ids is None:
             ids = list(range(self._next_id, self._next_id + len(group["params"])))
@@ -193,23 +200,26 @@ class Composed(Optimizer):
                 found = [(p, i, g.neg()) for p, i, g in found]
             if found:
                 work.append((group, found))
-        grads = [g for _, found in work for _, _, g in found]
-        self._check_gradients(grads)
+        self._check_gradients([(p, g) for _, found in work for p, _, g in found])
         if self._axes.curvature is not None:
             check_sampled(self, self._axes.curvature, [p for _, found in work for p, _, _ in found])
         if self._axes.transform is not None:
             work = self._axes.transform.apply(self, work)
         for group, found in work:
             full: list[Item] = []
+            shards: list[sharding.Whole] = []
             for p, param_id, grad in found:
                 state: State = self.state[p]
                 if not state:
                     self._axes.create_state(group, p, state)
-                if "side" in state:
+                if is_distributed(p):
+                    shards.append((p, param_id, grad, state))
+                elif "side" in state:
                     step_low_rank(self._axes, group, p, param_id, grad, state)
                 else:
-                    full.append((p, param_id, grad, state))
+                    full.append((p, param_id, grad, state, 0))
             step_full_rank(self._axes, group, full)
+            sharding.step(self._axes, group, shards)
         self._warn_of_skipped()
 
     @torch.no_grad()
@@ -218,7 +228,7 @@ class Composed(Optimizer):
         :func:`lowtide.optim.low_rank.project`."""
         if group.get("maximize", False):
             r.neg_()
-        self._check_gradients([r])
+        self._check_gradients([(p, r)])
         step_low_rank(self._axes, group, p, param_id, None, self.state[p], r)
         self._warn_of_skipped()
 
@@ -246,14 +256,24 @@ class Composed(Optimizer):
         self._axes.skipped.clear()
         return self._skipped_total
 
-    def _check_gradients(self, grads: Sequence[Tensor]) -> None:
+    def _check_shards(self, groups: Sequence[dict[str, Any]]) -> None:
+        for group in groups:
+            names = group.get("param_names") or [f"number {i}" for i in range(len(group["params"]))]
+            for p, name in zip(group["params"], names, strict=True):
+                sharding.check(self._axes, group, p, type(self).__name__, name)
+
+    def _check_gradients(self, work: Sequence[tuple[Tensor, Tensor]]) -> None:
+        for p, g in work:
+            if is_distributed(p):
+                sharding.check_gradient(p, g)
+        grads = [local(g) for _, g in work]
         for g in grads:
             if g.is_sparse:
                 raise LowtideTypeError("gradients must be dense; build the embedding with sparse=False")
             if g.dtype not in (torch.float32, torch.bfloat16):
                 raise LowtideTypeError(f"gradients must be float32 or bfloat16, got {g.dtype}")
         if self._nonfinite == "raise" and grads:
-            bad = sum(not weight_store.finite(g) for g in grads)
+            bad = sharding.agree(sum(not weight_store.finite(g) for g in grads), [p for p, _ in work])
             if bad:
                 raise LowtideRuntimeError(
                     f"{bad} of {len(grads)} gradients hold inf or NaN; nothing was changed. Lower lr, clip gradients, "
@@ -305,7 +325,12 @@ class Composed(Optimizer):
 
     @constraint.setter
     def constraint(self, constraint: Constraint | None) -> None:
-        self._axes.constraint = constraint
+        before, self._axes.constraint = self._axes.constraint, constraint
+        try:
+            self._check_shards(self.param_groups)
+        except LowtideError:
+            self._axes.constraint = before
+            raise
         for p, state in self.state.items():
             if state:
                 self._axes.note_constraint(p, state)
@@ -318,10 +343,10 @@ class Composed(Optimizer):
         for p in chain.from_iterable(g["params"] for g in self.param_groups):
             count["weights"] += weight_store.nbytes(p)
             grad = weight_store.gradient(p)
-            count["gradients"] += 0 if grad is None else grad.nbytes
+            count["gradients"] += 0 if grad is None else local(grad).nbytes
             for name, value in self.state.get(p, {}).items():
                 if isinstance(value, Tensor):
-                    count["basis" if name.startswith("basis") else "states"] += value.nbytes
+                    count["basis" if name.startswith("basis") else "states"] += local(value).nbytes
         return count
 
     def __getstate__(self) -> dict[str, Any]:

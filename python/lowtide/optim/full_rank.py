@@ -12,8 +12,8 @@ from lowtide.optim import weights as weight_store
 from lowtide.optim.axes import Axes, State
 from lowtide.optim.rules import Rule
 
-#: A parameter, its id, its gradient and its state.
-Item = tuple[Tensor, int, Tensor, State]
+#: A parameter, its id, its gradient, its state, and the index of its first element in the whole tensor.
+Item = tuple[Tensor, int, Tensor, State, int]
 
 
 def step_full_rank(axes: Axes, group: dict[str, Any], items: list[Item]) -> None:
@@ -28,32 +28,32 @@ def step_full_rank(axes: Axes, group: dict[str, Any], items: list[Item]) -> None
     # One list call for all tensors that share a step, a state layout and a weight store.
     batches: dict[tuple[int, bool, bool], list[Item]] = {}
     for item in items:
-        p, _, _, state = item
+        p, _, _, state, _ = item
         alone = not rule.fused or weight_store.is_quantized(p) or axes.constraint_of(p) is not None
         key = (state["step"], axes.is_coded(state), alone)
         batches.setdefault(key, []).append(item)
     for (step, _, alone), batch in batches.items():
         step += 1
-        states = [state for _, _, _, state in batch]
+        states = [state for _, _, _, state, _ in batch]
         for state in states:
             state["step"] = step
         if alone:
             for item in batch:
                 _step_alone(axes, group, rule, item)
             continue
-        params, ids = [p for p, _, _, _ in batch], [i for _, i, _, _ in batch]
+        params, ids = [p for p, *_ in batch], [i for _, i, *_ in batch]
         with weight_store.metered(axes.meter, params, ids, step):
             skipped = ops.fused_step_(
-                params, [g for _, _, g, _ in batch], rule=rule.kernel, **axes.moments(states),
+                params, [g for _, _, g, _, _ in batch], rule=rule.kernel, **axes.moments(states),
                 **rule.scalars(step, lr), decay_before=before, decay_after=after, stochastic=axes.stochastic,
-                seed=axes.seed, step=step, params=ids,
+                seed=axes.seed, step=step, params=ids, offsets=[offset for *_, offset in batch],
             )  # fmt: skip
         axes.skipped.append(skipped)
 
 
 def _step_alone(axes: Axes, group: dict[str, Any], rule: Rule, item: Item) -> None:
     """Direction, constraint, weight: of a parameter whose update must exist for a moment."""
-    p, param_id, grad, state = item
+    p, param_id, grad, state, _ = item
     constraint = axes.constraint_of(p)
     if constraint is not None and grad.dim() > 1:
         grad = grad.reshape(grad.shape[0], -1)

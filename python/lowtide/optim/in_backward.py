@@ -16,6 +16,7 @@ from lowtide.optim import weights as weight_store
 from lowtide.optim.engine import Composed
 from lowtide.optim.kept import KeptGradients
 from lowtide.optim.passes import BackwardPass, shared_parameters
+from lowtide.optim.shards import is_distributed
 
 CLIPS = ("exact", "two_pass", "previous")
 REFRESH_FROM = ("all", "first")
@@ -351,7 +352,7 @@ def in_backward(
         A handle that is an optimizer for training loops and schedulers.
 
     Raises:
-        LowtideTypeError, LowtideValueError: a bad argument, or a model wrapped in DistributedDataParallel.
+        LowtideTypeError, LowtideValueError: a bad argument, or a model wrapped in DistributedDataParallel or sharded.
 
     >>> import torch, lowtide as lt
     >>> model = torch.nn.Linear(8, 4)
@@ -383,6 +384,11 @@ def in_backward(
     if not isinstance(optimizer, Composed):
         raise LowtideTypeError(
             f"opt_factory must return an optimizer of lowtide.optim, got {type(optimizer).__name__}"
+        )
+    if any(is_distributed(p) for group in optimizer.param_groups for p in group["params"]):
+        raise LowtideValueError(
+            "model is sharded by fully_shard, which gives parameters their gradients where no hook of in_backward sees it; "
+            "use the optimizer without in_backward"
         )
     if optimizer._axes.curvature is not None or optimizer._axes.transform is not None:
         raise LowtideValueError(

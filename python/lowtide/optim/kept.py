@@ -104,7 +104,7 @@ class KeptGradients:
         group, param_id = self._where[id(p)]
         if "rank" not in group or not needs_projection_only(axes, p):
             return None
-        opt._check_gradients([grad])
+        opt._check_gradients([(p, grad)])
         state = opt.state[p]
         if not state:
             axes.create_state(group, p, state)

@@ -10,9 +10,13 @@ from torch import Tensor
 
 from lowtide.errors import LowtideRuntimeError
 from lowtide.optim import weights as weight_store
-from lowtide.optim.axes import Axes, State
+from lowtide.optim.axes import Axes, State, projected_shape
+from lowtide.optim.bases import Basis
 from lowtide.optim.refresh import RefreshRequest
-from lowtide.optim.residuals import Drop, LowRankStep
+from lowtide.optim.residuals import Drop, Here, LowRankStep
+from lowtide.optim.rules import Rule
+from lowtide.optim.sharded_bases import Across, RowsOfBasis
+from lowtide.optim.shards import Rows, codes_of, exchange, pieces
 from lowtide.optim.transports import Change, overlap
 from lowtide.optim.updates import Update
 
@@ -34,6 +38,23 @@ def project(axes: Axes, grad: Tensor, state: State, renewed: bool = False) -> Te
     return r
 
 
+def basis_of(axes: Axes, state: State, rows: Rows | None) -> Basis:
+    """The basis in use, for what this process has of a matrix."""
+    basis = axes.basis_of(state)
+    return basis if rows is None or state["side"] == "right" else RowsOfBasis(basis, rows)
+
+
+def direction_(axes: Axes, rule: Rule, r: Tensor, state: State, step: int, rows: Rows | None) -> None:
+    """:meth:`~lowtide.optim.axes.Axes.direction_` of one matrix, the codes of whose moments may lie on several processes."""
+    if rows is None or state["side"] == "left" or not axes.is_coded(state):
+        axes.direction_(rule, [r], [state], step)
+        return
+    rows = rows.like(torch.Size(projected_shape(state, rows.shape[0], 0)))
+    for piece in pieces(rows, {"g": r}, codes_of(state, axes.store.code_bits), exchange([(rows, r)])[0]):
+        axes.direction_(rule, [piece.tensors["g"]], [piece.tensors], step)
+        piece.finish()
+
+
 def step_low_rank(
     axes: Axes,
     group: dict[str, Any],
@@ -42,8 +63,12 @@ def step_low_rank(
     grad: Tensor | None,
     state: State,
     projected: Tensor | None = None,
+    rows: Rows | None = None,
 ) -> None:
-    """Step one matrix by its gradient, or by what :func:`project` gave (which is overwritten)."""
+    """Step one matrix by its gradient, or by what :func:`project` gave (which is overwritten).
+
+    With ``rows``, ``p``, ``grad`` (two dimensions) and the moments are what this process has of a matrix that others have a part of.
+    """
     side = state["side"]
     constraint = axes.constraint_of(p)
     lost = polar = None
@@ -54,12 +79,12 @@ def step_low_rank(
         if axes.parametrization is not None:
             polar = axes.parametrization.split(p, grad.reshape(grad.shape[0], -1))
             grad = polar.grad
-        grad = axes.residual.prepare(grad.reshape(grad.shape[0], -1), state)
+        grad = axes.residual.prepare(grad if rows else grad.reshape(grad.shape[0], -1), state)
         if axes.refresh.due(state, state["step"]):
-            lost = renew_basis(axes, group, state, grad, param_id)
+            lost = renew_basis(axes, group, state, grad, param_id, rows)
     else:
         grad = projected
-    basis = axes.basis_of(state)
+    basis = basis_of(axes, state, rows)
     state["step"] += 1
     moment_step = state["step"]
     if "moment_step" in state:
@@ -73,13 +98,14 @@ def step_low_rank(
         LowRankStep(
             grad,
             r,
-            lambda: axes.direction_(rule, [r], [state], moment_step),
+            lambda: direction_(axes, rule, r, state, moment_step, rows),
             basis,
             side,
             state,
             float(group["scale"]),
             rule.scalars(moment_step)["a"],
             lost,
+            Here() if rows is None else Across(rows, side),
         )
     )
     if update is None:
@@ -108,15 +134,18 @@ def step_low_rank(
         step=state["step"],
         param_id=param_id,
         meter=axes.meter,
+        rows=rows,
     )
 
 
 def renew_basis(
-    axes: Axes, group: dict[str, Any], state: State, grad: Tensor, param_id: int
+    axes: Axes, group: dict[str, Any], state: State, grad: Tensor, param_id: int, rows: Rows | None = None
 ) -> Tensor | None:
     """Replace the basis; returns :attr:`LowRankStep.lost` if the residual wants it."""
     prev = None
     had_basis = "refreshes" in state
+    if rows is not None:  # of which only the shape is asked
+        grad = torch.zeros((), device=grad.device).expand(rows.shape[0], rows.shape[1:].numel())
     subspace = axes.subspace_of(state)
     if axes.refresh.needs_prev or subspace.needs_prev or axes.transport.needs_prev:
         prev = axes.basis.dense(state)
@@ -130,7 +159,7 @@ def renew_basis(
     rule = axes.rule_of(group)
     moment = rule.first_moment
     carried = mean = None
-    old_basis = axes.basis_of(state) if had_basis else None
+    old_basis = basis_of(axes, state, rows) if had_basis else None
     if old_basis is not None and (subspace.needs_mean or axes.residual.needs_lost):
         assert moment is not None  # Axes refuses it
         carried = old_basis.up(state[moment])
@@ -146,7 +175,7 @@ def renew_basis(
         axes.refresh.observe(state, new, prev)
     subspace.keep(state, new, request, axes.basis)
     if old_basis is not None:
-        old, fresh = old_basis, axes.basis_of(state)
+        old, fresh = old_basis, basis_of(axes, state, rows)
         change = Change(
             lambda: overlap(new, prev),
             old_indices,

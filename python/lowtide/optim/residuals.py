@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -27,6 +27,22 @@ from lowtide.optim.weights import finite
 _TINY = 1e-8
 
 
+class Here:
+    """Norms of a matrix. Those whose rows lie on several processes are :class:`lowtide.optim.sharded_bases.Across`."""
+
+    def energy(self, grad: Tensor, side: str) -> Tensor:
+        """Sums of squares of the gradient per channel, float64."""
+        return channel_energy(grad, side)
+
+    def total(self, energy: Tensor) -> float:
+        """The sum over all channels."""
+        return total(energy)
+
+    def finite(self, grad: Tensor) -> bool:
+        """Whether no element of the whole gradient is inf or NaN."""
+        return finite(grad)
+
+
 @dataclass(frozen=True)
 class LowRankStep:
     """One matrix in the middle of its step.
@@ -37,6 +53,7 @@ class LowRankStep:
         basis, side, state: of this matrix. scale: the group's ``scale``.
         correction: by how much the rule's direction is larger than ``m / (sqrt(v) + eps)``.
         lost: what the first moment lost when the subspace was replaced in this step, full size, times beta1 / (1 - beta1).
+        norms: sums over the matrix.
     """
 
     grad: Tensor
@@ -48,6 +65,7 @@ class LowRankStep:
     scale: float
     correction: float
     lost: Tensor | None = None
+    norms: Here = field(default_factory=Here)
 
 
 class Residual(Protocol):
@@ -86,7 +104,7 @@ class Drop(_Memoryless):
 
     def update(self, s: LowRankStep) -> Update | None:
         """See :class:`Residual`."""
-        if not s.basis.reads_all and not finite(s.grad):
+        if not s.basis.reads_all and not s.norms.finite(s.grad):
             return None  # counted and said, although no harm would come of it
         s.advance()
         return _in_subspace(s)
@@ -117,7 +135,7 @@ class SignResidual(_Memoryless):
 
     def update(self, s: LowRankStep) -> Update | None:
         """See :class:`Residual`."""
-        if not finite(s.grad):
+        if not s.norms.finite(s.grad):
             return None
         # Where columns are chosen nothing of them is left, and the update is that of the subspace alone.
         rest = s.grad if s.basis.chosen else s.basis.rest(s.grad, s.r)
@@ -152,8 +170,8 @@ class ScaledResidual(_Memoryless):
 
     def update(self, s: LowRankStep) -> Update | None:
         """See :class:`Residual`."""
-        energy = channel_energy(s.grad, s.side)
-        if not math.isfinite(total(energy)):
+        energy = s.norms.energy(s.grad, s.side)
+        if not math.isfinite(s.norms.total(energy)):
             return None
         r = s.r.clone()
         r_energy = channel_energy(r, s.side)
@@ -162,7 +180,7 @@ class ScaledResidual(_Memoryless):
         inner = s.scale if self.compat else 1.0
         # |G - inner up(R)|^2 by channel; round-off may leave less than nothing of a gradient that the subspace holds whole.
         missed = (energy - inner * (2.0 - inner) * r_energy).clamp_min(0.0)
-        norm = math.sqrt(total(k * k * missed))
+        norm = math.sqrt(s.norms.total(k * k * missed))
         c = _limit(s.state, norm / s.correction if self.compat else norm, self.limiter)
         k = _along(k * c, s.side)
         r *= k
@@ -199,19 +217,19 @@ class ScaledGradient(_Memoryless):
 
     def update(self, s: LowRankStep) -> Update | None:
         """See :class:`Residual`."""
-        energy = channel_energy(s.grad, s.side)
-        whole = total(energy)
+        energy = s.norms.energy(s.grad, s.side)
+        whole = s.norms.total(energy)
         if not math.isfinite(whole):
             return None
         before = channel_energy(s.r, s.side)
         s.advance()
         after = channel_energy(s.r, s.side)
         if self.per == "tensor":
-            k = math.sqrt(total(after)) / (math.sqrt(total(before)) + _TINY)
+            k = math.sqrt(s.norms.total(after)) / (math.sqrt(s.norms.total(before)) + _TINY)
             norm = k * math.sqrt(whole)
             return self._scaled(s, torch.ones(1, 1), k, norm)
         ks = after.sqrt() / (before.sqrt() + _TINY)
-        norm = math.sqrt(total(ks * ks * energy))
+        norm = math.sqrt(s.norms.total(ks * ks * energy))
         return self._scaled(s, _along(ks, s.side), 1.0, norm)
 
     def _scaled(self, s: LowRankStep, k: Tensor, factor: float, norm: float) -> Update:
@@ -254,7 +272,7 @@ class ErrorFeedback:
 
     def update(self, s: LowRankStep) -> Update | None:
         """See :class:`Residual`."""
-        if not finite(s.grad):
+        if not s.norms.finite(s.grad):
             return None
         error = s.basis.rest(s.grad, s.r)
         if s.lost is not None:

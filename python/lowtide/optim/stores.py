@@ -16,6 +16,7 @@ from torch import Tensor
 from lowtide.errors import LowtideValueError
 from lowtide.ops.matmul import Packed
 from lowtide.ops.optim import STATE_BLOCK
+from lowtide.optim.shards import Rows
 from lowtide.quant._format import group_count, row_bytes
 
 #: Bits of a code and the bytes that code zero in a moment of both signs; in a positive one they are 0.
@@ -53,6 +54,11 @@ class StateStore:
         """Bits a moment of ``numel`` elements is stored in: 32, 8 or 4."""
         return STATE_BITS[self.kind] if numel >= self.min_numel else 32
 
+    @property
+    def code_bits(self) -> int:
+        """Bits of a code, 32 where there are none."""
+        return STATE_BITS[self.kind]
+
     def nbytes(self, numel: int) -> int:
         """Bytes a moment of ``numel`` elements takes."""
         bits = self.bits(numel)
@@ -60,14 +66,21 @@ class StateStore:
             return 4 * numel
         return row_bytes(numel, bits) + 4 * group_count(numel, STATE_BLOCK[bits])
 
-    def create(self, state: dict[str, Any], name: str, shape: torch.Size, signed: bool) -> None:
-        """Add a zero moment to ``state``."""
+    def create(
+        self, state: dict[str, Any], name: str, shape: torch.Size, signed: bool, rows: Rows | None = None
+    ) -> None:
+        """Add a zero moment to ``state``; with ``rows`` one that is sharded like the tensor these are of."""
         numel = shape.numel()
         bits = self.bits(numel)
         if bits == 32:
-            state[name] = torch.zeros(shape, dtype=torch.float32)
+            state[name] = (
+                torch.zeros(shape, dtype=torch.float32) if rows is None else rows.like(shape).zeros()
+            )
             return
         zero = _ZERO[bits] if signed else 0
+        if rows is not None:
+            state[f"{name}.codes"], state[f"{name}.absmax"] = rows.like(shape).coded(bits, zero)
+            return
         state[f"{name}.codes"] = torch.full((row_bytes(numel, bits),), zero, dtype=torch.uint8)
         state[f"{name}.absmax"] = torch.zeros(group_count(numel, STATE_BLOCK[bits]), dtype=torch.float32)
 

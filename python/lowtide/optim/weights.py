@@ -6,13 +6,15 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
+from lowtide.ops.optim import STEP_BLOCK
 from lowtide.optim.norms import total
+from lowtide.optim.shards import Rows, local, pieces
 from lowtide.optim.updates import Update
 from lowtide.quant import is_quant_weight
 from lowtide.quant._weight import QuantParameter
@@ -101,8 +103,8 @@ def nonfinite_blocks(grad: Tensor) -> Tensor:
 
 
 def nbytes(p: Tensor) -> int:
-    """Bytes of the weight with its scales and zero points."""
-    return int(p.quant.nbytes) if is_quantized(p) else p.nbytes
+    """Bytes of the weight (of a sharded one: here) with its scales and zero points."""
+    return int(p.quant.nbytes) if is_quantized(p) else local(p).nbytes
 
 
 def metered(
@@ -166,14 +168,18 @@ def combine(
     step: int,
     param_id: int,
     meter: Meter | None = None,
+    rows: Rows | None = None,
 ) -> None:
-    """``w = (w * before - lr * update) * after`` in the weight's own store."""
+    """``w = (w * before - lr * update) * after`` in the weight's own store; with ``rows`` w is what this process has of it."""
     from lowtide import ops
 
     alpha = -lr * update.factor
+    if rows is not None:
+        _combine_rows(p, update, rows, alpha, before, after, stochastic, seed, step, param_id, meter)
+        return
     if update.whole or is_quantized(p):
-        rows, cols = shape(p)[0], shape(p)[1:].numel()
-        u = update.dense(rows, cols, spoil_gradient=True)
+        m, n = shape(p)[0], shape(p)[1:].numel()
+        u = update.dense(m, n, spoil_gradient=True)
         if not update.whole:
             release(p)  # its memory may hold the update now
         apply(
@@ -186,3 +192,33 @@ def combine(
             p.view(p.shape[0], -1), alpha=alpha, **update.parts(), decay_before=before, decay_after=after,
             stochastic=stochastic, seed=seed, step=step, param=param_id,
         )  # fmt: skip
+
+
+def _combine_rows(
+    p: Tensor,
+    update: Update,
+    rows: Rows,
+    alpha: float,
+    before: float,
+    after: float,
+    stochastic: bool,
+    seed: int,
+    step: int,
+    param_id: int,
+    meter: Meter | None,
+) -> None:
+    from lowtide import ops
+
+    if p.numel() == 0:
+        return
+    address: dict[str, Any] = {"decay_before": before, "decay_after": after, "stochastic": stochastic, "seed": seed, "step": step}  # fmt: skip
+    p = p.view(p.shape[0], -1)
+    with metered(meter, [p], [param_id], step):
+        if not update.whole and rows.start % STEP_BLOCK == 0:
+            ops.combine_(p, alpha=alpha, **update.parts(), **address, param=param_id, offset=rows.start)
+            return
+        # combine_ starts where a block does.
+        for piece in pieces(rows, {"p": p, "g": update.dense(*p.shape)}, {}, {}):
+            x, u = piece.tensors["p"], piece.tensors["g"]
+            ops.apply_update_([x], [u], alpha=alpha, **address, params=[param_id], offsets=[piece.offset])
+            piece.finish()
