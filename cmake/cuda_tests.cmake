@@ -120,7 +120,7 @@ endforeach()
 lowtide_cuda_host(cuda_traffic_main ${PROJECT_SOURCE_DIR}/tests/cuda/traffic/main.cc)
 lowtide_cuda_program(cuda_traffic plain cuda_traffic_main ${_all_kernels})
 lowtide_cuda_ctest(cuda.traffic "" ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/cuda/traffic/check_traffic.py
-  $<TARGET_FILE:cuda_traffic>)
+  $<TARGET_FILE:cuda_traffic> ${CMAKE_BINARY_DIR}/traffic.json)
 
 # The net itself: kernels and host code with seeded bugs, which the builds together must catch.
 set(_bugs ${PROJECT_SOURCE_DIR}/tests/cuda/seeded/bugs.cu)

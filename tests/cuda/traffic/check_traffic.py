@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Global memory traffic of each kernel over the least it could be, counted while its PTX runs on the CPU.
 
-usage: check_traffic.py PROGRAM
+usage: check_traffic.py PROGRAM [OUTPUT.json]
 
 Traffic is 32-byte sectors times 32, as the hardware would coalesce them: request by request (no cache at all), and with
 a cache that lasts for a block. The least is what csrc's headers say a kernel must move. A scale that is 4 bytes of a
@@ -55,18 +55,22 @@ def main() -> int:
         passes[name] += r["bank_passes"]
     unmeasured = set(least) - set(moved)
     bad = [f"{n}: no traffic was seen" for n in unmeasured]
+    table = []
     print(f"{'kernel':36} {'must move':>10} {'ratio':>7} {'uncached':>9} {'by 16 B':>8} {'bank passes':>12}")
     for name in sorted(set(least) - unmeasured):
         ratio, uncached = cached[name] / least[name], moved[name] / least[name]
         print(
             f"{name:36} {least[name]:10} {ratio:7.3f} {uncached:9.3f} {vectors[name] / moved[name]:8.0%} {passes[name]:12}"
         )
+        table.append({"kernel": name, "ratio": ratio, "uncached": uncached, "vectors": vectors[name] / moved[name]})
         if not 0.999 <= ratio <= LIMIT or uncached > LIMIT_UNCACHED:
             bad.append(
                 f"{name}: moves {ratio:.3f} ({uncached:.3f} uncached) times what it must; limits {LIMIT} ({LIMIT_UNCACHED})"
             )
     for b in bad:
         print(f"FAULT {b}")
+    if len(sys.argv) > 2:
+        Path(sys.argv[2]).write_text(json.dumps(table, indent=1))
     return 1 if bad else 0
 
 
