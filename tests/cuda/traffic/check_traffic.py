@@ -62,7 +62,9 @@ def main() -> int:
         print(
             f"{name:36} {least[name]:10} {ratio:7.3f} {uncached:9.3f} {vectors[name] / moved[name]:8.0%} {passes[name]:12}"
         )
-        table.append({"kernel": name, "ratio": ratio, "uncached": uncached, "vectors": vectors[name] / moved[name]})
+        table.append(
+            {"kernel": name, "ratio": ratio, "uncached": uncached, "vectors": vectors[name] / moved[name]}
+        )
         if not 0.999 <= ratio <= LIMIT or uncached > LIMIT_UNCACHED:
             bad.append(
                 f"{name}: moves {ratio:.3f} ({uncached:.3f} uncached) times what it must; limits {LIMIT} ({LIMIT_UNCACHED})"
