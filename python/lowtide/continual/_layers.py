@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lowtide._compile import hooks_seen
 from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.optim import weights as weight_store
 
@@ -121,7 +122,7 @@ def input_grams(
     model.eval()
     count = 0
     try:
-        with torch.no_grad():
+        with torch.no_grad(), hooks_seen():
             for batch in batches:
                 (forward or _call)(model, batch)
                 count += 1

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lowtide._compile import hooks_seen
 from lowtide.curvature._progress import progress_bar
 from lowtide.errors import LowtideTypeError, LowtideValueError
 
@@ -228,7 +229,10 @@ def _by_hooks(
     ]
     gradients = [torch.zeros_like(v) for v in views]
     try:
-        problem.visit_gradients(None, lambda t, g, w: gradients[t].add_(g, alpha=w), batches=[(batch, 1.0)])
+        with hooks_seen():
+            problem.visit_gradients(
+                None, lambda t, g, w: gradients[t].add_(g, alpha=w), batches=[(batch, 1.0)]
+            )
     finally:
         for handle in handles:
             handle.remove()

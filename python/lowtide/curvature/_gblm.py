@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowtide._compile import hooks_seen
 from lowtide.curvature._problem import Problem
 from lowtide.curvature._progress import progress_bar
 from lowtide.errors import LowtideRuntimeError, LowtideTypeError, LowtideValueError
@@ -151,7 +152,8 @@ def _hooks(layers: dict[str, nn.Linear], see: Callable[[str, Tensor], None]) -> 
         for name, module in layers.items()
     ]
     try:
-        yield
+        with hooks_seen():
+            yield
     finally:
         for handle in handles:
             handle.remove()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lowtide._compile import uncompiled
 from lowtide.errors import LowtideError, LowtideRuntimeError, LowtideTypeError, LowtideValueError
 from lowtide.optim import sharding
 from lowtide.optim import weights as weight_store
@@ -186,6 +187,7 @@ class Composed(Optimizer):
         self.update(chain.from_iterable(g["params"] for g in self.param_groups))
         return loss
 
+    @uncompiled
     @torch.no_grad()
     def update(self, params: Iterable[Tensor]) -> None:
         """Update only ``params`` (those that have a gradient), as when gradients are freed layer by layer."""
@@ -222,6 +224,7 @@ class Composed(Optimizer):
             sharding.step(self._axes, group, shards)
         self._warn_of_skipped()
 
+    @uncompiled
     @torch.no_grad()
     def update_projected(self, group: dict[str, Any], p: Tensor, param_id: int, r: Tensor) -> None:
         """Update one matrix by its gradient in the subspace in use (fp32, overwritten), from
@@ -288,6 +291,7 @@ class Composed(Optimizer):
         source = self._axes.curvature
         return source is not None and is_due(self, source)
 
+    @uncompiled
     @torch.no_grad()
     def update_curvature(
         self, closure: Callable[[], Any] | None = None, *, samples: Mapping[Tensor, Tensor] | None = None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lowtide._compile import uncompiled
 from lowtide.errors import LowtideRuntimeError, LowtideTypeError, LowtideValueError
 from lowtide.optim import weights as weight_store
 from lowtide.optim.engine import Composed
@@ -93,6 +94,7 @@ class InBackward(Optimizer):
             self._measuring = self._measured = False
             self._factor = None
 
+    @uncompiled
     @torch.no_grad()
     def _on_gradient(self, p: Tensor) -> None:
         grad = weight_store.gradient(p)
@@ -137,6 +139,7 @@ class InBackward(Optimizer):
         self._updated.add(id(p))
         self._kept.update(p, factor)
 
+    @uncompiled
     @torch.no_grad()
     def _end_of_pass(self) -> None:
         late, self._late = list({id(p): p for p in self._late}.values()), []
@@ -207,6 +210,7 @@ class InBackward(Optimizer):
         for p in self.optimizer.param_groups[-1]["params"]:
             self._hook(p)
 
+    @uncompiled
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update by the gradients of fewer than ``accumulate`` passes, if there are such; otherwise nothing is left to do.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lowtide._compile import uncompiled
 from lowtide.errors import LowtideRuntimeError, LowtideTypeError, LowtideValueError
 from lowtide.optim import weights as weight_store
 from lowtide.optim.engine import Composed
@@ -105,6 +106,7 @@ class SAM(Optimizer):
 
     # ------------------------------------------------------------------ stepping
 
+    @uncompiled
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
         """Move the weights to where the gradients point, up to the edge of the neighbourhood.
@@ -136,6 +138,7 @@ class SAM(Optimizer):
         if zero_grad:
             self.zero_grad()
 
+    @uncompiled
     @torch.no_grad()
     def second_step(self, zero_grad: bool = False) -> None:
         """Put the weights back and let the base optimizer step them by the gradients that are there now.
@@ -164,6 +167,7 @@ class SAM(Optimizer):
         self._stats.restore()
         self._perturbed = False
 
+    @uncompiled
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Both steps.

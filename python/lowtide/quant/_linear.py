@@ -68,6 +68,32 @@ class _Product(torch.autograd.Function):
         return dx, grad.new_empty(0), None
 
 
+class _FrozenProduct(torch.autograd.Function):
+    """y = x Wᵀ of a weight without a gradient, of tensors and constants alone: torch.compile can follow it. Compiled
+    functions cannot be differentiated twice, so there is no mark that forbids it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, kind: tuple[Any, ...]
+    ) -> Tensor:
+        ctx.save_for_backward(codes, scale, zero)
+        ctx.kind = kind
+        bits, group, shape, scheme = kind
+        if x.shape[0] == 1:
+            y: Tensor = torch.ops.lowtide.gemv.default(
+                codes, scale, zero, bits, scheme == "nf4", group, shape[1], x.reshape(-1).float().contiguous()
+            )
+            return y.unsqueeze(0)
+        return ops.matmul(x, ops.Packed(codes, scale, zero, bits, group, shape, scheme), tb=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        codes, scale, zero = ctx.saved_tensors
+        bits, group, shape, scheme = ctx.kind
+        weight = ops.Packed(codes, scale, zero, bits, group, shape, scheme)
+        return ops.matmul(grad, weight), None, None, None, None
+
+
 class Linear(nn.Module):
     """``y = x Wᵀ + b`` with W in groups of INT8, INT4 or NF4 codes along its rows.
 
@@ -191,7 +217,14 @@ class Linear(nn.Module):
             flat = x.reshape(-1, self.in_features)
             if flat.dtype == torch.float16:
                 flat = flat.float()
-            y = self._product(flat) if graph else _forward(flat, self._weight)
+            if not graph:
+                y = _forward(flat, self._weight)
+            elif self._weight.trainable or not torch.compiler.is_compiling():
+                y = self._product(flat)
+            else:
+                kind = (self.bits, self.group, (self.out_features, self.in_features), self.scheme)
+                codes = self.weight.detach()
+                y = _FrozenProduct.apply(flat, codes, self.weight_scale, self.weight_zero, kind)  # type: ignore[no-untyped-call]
         if self.bias is not None:
             y = y + self.bias
         result: Tensor = y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)

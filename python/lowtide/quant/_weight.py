@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch._guards import TracingContext
 
 from lowtide import ops
 from lowtide.errors import LowtideRuntimeError, LowtideValueError
@@ -33,7 +34,8 @@ class QuantParameter(nn.Parameter):
         Optimizers that know nothing of packed weights fail on it, for its dtype is not the codes'.
         """
         weight = getattr(self, "quant", None)
-        return None if weight is None else weight.main_grad
+        # torch.compile makes a fake of each tensor with its gradient, which must have the tensor's dtype there.
+        return None if weight is None or TracingContext.try_get() is not None else weight.main_grad
 
     @grad.setter
     def grad(self, grad: Tensor | None) -> None:

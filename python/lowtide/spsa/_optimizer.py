@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lowtide._arrays import check_uint
+from lowtide._compile import uncompiled
 from lowtide.errors import LowtideRuntimeError, LowtideTypeError, LowtideValueError
 from lowtide.spsa import _codec, _run_log
 from lowtide.spsa._commit import Commit
@@ -242,6 +243,7 @@ class SPSA(Optimizer):
 
     # ------------------------------------------------------------------ stepping
 
+    @uncompiled
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> float:  # type: ignore[override]
         """One step.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lowtide._compile import hooks_seen
 from lowtide.errors import LowtideRuntimeError, LowtideValueError
 from lowtide.spsa._masters import Address, Masters
 from lowtide.spsa._probes import Probe
@@ -107,6 +108,7 @@ class ScratchProbe(Probe):
         self._swapped: set[int] = set()
         self._visited: set[int] = set()
         self._handles: list[Any] = []
+        self._stance: Any = None
         index = {id(t): i for i, t in enumerate(self.live)}
         #: Tensors that each module reads in its forward.
         self._units: dict[nn.Module, list[int]] = {}
@@ -127,9 +129,13 @@ class ScratchProbe(Probe):
         for m in self._units if self._known else self.module.modules():
             self._handles.append(m.register_forward_pre_hook(self._enter, prepend=True))
             self._handles.append(m.register_forward_hook(self._leave, always_call=True))
+        self._stance = hooks_seen()
 
     def end(self) -> None:
         """Take the hooks out."""
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
