@@ -143,6 +143,9 @@ def test_restored_weights_load_in_transformers(
     model = prepare(make_model(), "qgalore-int8")
     assert model.config.quantization_config["quant_method"] == "lowtide"
     trainer(model, arguments("a"), tokens, "qgalore-int8").train()
+    model.save_pretrained(tmp_path / "packed")
+    with pytest.raises(lt.LowtideRuntimeError, match="would take for ordinary ones"):
+        transformers.LlamaForCausalLM.from_pretrained(tmp_path / "packed")
     batch = {"input_ids": tokens.ids[:2]}
     want = model.eval()(**batch).logits
     assert tools.restore_model(model) is model

@@ -117,3 +117,19 @@ def test_errors(tmp_path: Path) -> None:
         tools.RunCallback(tmp_path, every=0)
     with pytest.raises(lt.LowtideTypeError, match="sinks must have"):
         tools.RunCallback(tmp_path, sinks=(3,))
+
+
+def test_half_written_checkpoints_are_passed_over(tmp_path: Path) -> None:
+    last = lt.integrations.transformers.last_checkpoint
+    assert last(tmp_path / "nothing") is None
+    for step, text in (
+        (5, '{"global_step": 5}'),
+        (10, '{"global_step": 10}'),
+        (15, '{"global_st'),
+        (20, None),
+    ):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if text is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
+    (tmp_path / "checkpoint-best").mkdir()
+    assert last(tmp_path) == str(tmp_path / "checkpoint-10")

@@ -20,6 +20,7 @@ except ImportError as error:
         "lowtide.integrations.transformers needs transformers and accelerate: pip install 'lowtide[demo]'"
     ) from error
 
+from lowtide.integrations.transformers._checkpoint import last_checkpoint
 from lowtide.integrations.transformers._optimizer import LayerwiseOptimizer, optimizer_cls_and_kwargs
 from lowtide.integrations.transformers._run import RunCallback
 from lowtide.integrations.transformers._weights import prepare_model, restore_model
@@ -30,6 +31,7 @@ __all__ = [
     "RunCallback",
     "ZOOptimizer",
     "ZOTrainer",
+    "last_checkpoint",
     "optimizer_cls_and_kwargs",
     "prepare_model",
     "restore_model",

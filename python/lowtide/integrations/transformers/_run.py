@@ -23,7 +23,10 @@ from lowtide.train.metrics import read_metrics
 
 #: The Trainer's names of what the run directory calls otherwise.
 _NAMES = {"learning_rate": "lr", "eval_loss": "val_loss"}
-_LEAVE = ("epoch", "total_flos", "step")
+_LEAVE = (
+    "epoch", "total_flos", "step", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second",
+    "eval_model_preparation_time",
+)  # fmt: skip
 
 
 class RunCallback(transformers.TrainerCallback):  # type: ignore[misc, unused-ignore]

@@ -6,13 +6,59 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 import lowtide.quant
-from lowtide.errors import LowtideTypeError, LowtideValueError
+from lowtide.errors import LowtideRuntimeError, LowtideTypeError, LowtideValueError
 from lowtide.train.methods import WEIGHT_GROUP
 from lowtide.train.methods import restore_model as _restore
 
 METHOD = "lowtide"
+
+
+class PackedConfig(QuantizationConfigMixin):
+    """What ``config.json`` of a checkpoint with packed weights says about them."""
+
+    def __init__(self, weights: str = "int8", group: int = 256, **_: Any) -> None:
+        self.quant_method: Any = METHOD
+        self.weights, self.group = weights, group
+
+
+class PackedCheckpoint(HfQuantizer):  # type: ignore[misc, unused-ignore]
+    """Keeps ``from_pretrained`` from taking codes for weights."""
+
+    requires_calibration = False
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse.
+
+        Raises:
+            LowtideRuntimeError: always.
+        """
+        raise LowtideRuntimeError(
+            "this directory is a checkpoint of a Trainer run with packed weights, which from_pretrained would take for ordinary ones; "
+            "resume it with the Trainer on the model it started from, after prepare_model, or load what was saved after restore_model"
+        )
+
+    def is_serializable(self) -> bool:
+        """The model is saved as it is."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Packed weights train."""
+        return True
+
+
+if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+    register_quantization_config(METHOD)(PackedConfig)
+    register_quantizer(METHOD)(PackedCheckpoint)
 
 
 def prepare_model(
