@@ -6,7 +6,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,18 +16,20 @@ from sphinx.util import logging
 
 import lowtide
 
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
 project = "lowtide"
 author = "the lowtide authors"
 copyright = "the lowtide authors, Apache-2.0"
 version = release = lowtide.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
-exclude_patterns = ["_build"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "mathml"]
+exclude_patterns = ["_build", "_ext"]
 source_suffix = {".md": "markdown"}
 
 # Pages read on a Git forge too: no directives in prose but the toctree, links relative, to files outside of docs/ as well
 # (MyST makes downloads of those).
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 copybutton_prompt_text = r"\$ |>>> |\.\.\. "
 copybutton_prompt_is_regexp = True
@@ -42,6 +46,7 @@ napoleon_use_rtype = False
 napoleon_use_param = False  # one entry for "seed, step", not two with the same text
 napoleon_custom_sections = [("Attributes", "params_style")]
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"lowtide {version}"
 html_static_path = ["_static"]

@@ -93,7 +93,10 @@ def zeroth_order(model: Any) -> list[str]:
 def bytes_table(name: str) -> str:
     """Bytes by kind of each method for one model."""
     model = MODELS[name]
-    lines = ["| method | weights | gradients or probe | states | bases | together |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| method | weights | gradients or probe | states | bases | together |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in ROWS:
         report = lt.optim.memory(model, row.method, **row.options)
         lines.append(line(row.label, (report.weights, report.gradients, report.states, report.basis)))

@@ -54,3 +54,13 @@ def test_links_above_docs_go_to_pages(conf: ModuleType) -> None:
     source = ["[a](../../CHANGELOG.md)"]
     conf._link_to_pages(None, "folder/page", source)
     assert source == ["[a](../changelog.md)"]
+
+
+def test_formulas_are_drawn_without_scripts(conf: ModuleType) -> None:
+    import mathml  # docs/_ext, which conf.py puts on the path
+
+    drawn = mathml.render(r"\frac{1}{m} \textstyle\sum_k \big( z_k \big)", block=True)
+    assert drawn.startswith("<math")
+    assert "mfrac" in drawn
+    with pytest.raises(mathml.MathError):
+        mathml.render(r"\nosuchcommand", block=False)
