@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other libraries, each imported when it is first used: ``lt.integrations.peft``, ``loggers``, ``transformers``."""
+"""Other libraries, each imported when it is first used: ``lt.integrations.lightning``, ``loggers``, ``peft``, ``transformers``."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
-__all__ = ["loggers", "peft", "transformers"]
+__all__ = ["lightning", "loggers", "peft", "transformers"]
 
 
 def __getattr__(name: str) -> Any:

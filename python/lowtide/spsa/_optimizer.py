@@ -182,7 +182,7 @@ class SPSA(Optimizer):
         self.comm: Any = comm if comm is not None else Local(directions * method.codes_per_direction)
         #: The run's log, or None.
         self.run_log: RunLog | None = None
-        self._started = False
+        self._started = self._measured = False
         self._build()
         self._ready = True
         if log is not None:
@@ -318,11 +318,21 @@ class SPSA(Optimizer):
         if self.method.kind != "plain":
             slots = list(range(self.directions))
         chosen = [(s, address(self.method, self.seed, self.t, s)) for s in slots]
+        without = [p for p in self._live if p.grad is None] if not self._measured else []
         self._probe.begin()
         try:
-            return measure(self._probe, closure, self.method, self.eps, chosen, self._reduce)
+            measured = measure(self._probe, closure, self.method, self.eps, chosen, self._reduce)
         finally:
             self._probe.end()
+        self._measured = True
+        if any(p.grad is not None for p in without):
+            warnings.warn(
+                f"the closure of {type(self).__name__} ran a backward pass, whose gradients nobody uses: return the loss alone (in "
+                "Lightning: with automatic_optimization = False)",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return measured
 
     def _encode(self, measured: Measured) -> dict[int, int]:
         bad = [s for s, g in measured.values.items() if not math.isfinite(g)]
