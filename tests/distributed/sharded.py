@@ -65,7 +65,7 @@ def step(opt: torch.optim.Optimizer, params: list[nn.Parameter], grads: list[Ten
 
 def same_bits(a: list[nn.Parameter], b: list[nn.Parameter]) -> None:
     for x, y in zip(a, b, strict=True):
-        assert torch.equal(x.detach(), whole(y.detach())), f"{tuple(x.shape)} differs"
+        assert torch.equal(whole(x.detach()), whole(y.detach())), f"{tuple(x.shape)} differs"
 
 
 def elementwise(name: str, dtype_name: str) -> None:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from lowtide._compile import uncompiled
 from lowtide.errors import LowtideError, LowtideRuntimeError, LowtideTypeError, LowtideValueError
-from lowtide.optim import sharding
+from lowtide.optim import resharding, sharding
 from lowtide.optim import weights as weight_store
 from lowtide.optim.axes import Axes, State
 from lowtide.optim.constraints import Constraint
@@ -378,12 +378,12 @@ class Composed(Optimizer):
             raise LowtideValueError(
                 f"the saved state has {len(saved_ids)} parameters, this optimizer has {len(params)}; build it with the same groups"
             )
-        saved = state_dict["state"]
+        saved = dict(state_dict["state"])
         for g in self.param_groups:
             for p in g["params"]:
-                entry = saved.get(saved_ids[[id(q) for q in params].index(id(p))])
-                if entry:
-                    self._check_state(g, p, entry)
+                saved_id = saved_ids[[id(q) for q in params].index(id(p))]
+                if entry := saved.get(saved_id):
+                    saved[saved_id] = self._fitted(g, p, entry)
         super().load_state_dict(state_dict)
         for saved_id, p in zip(saved_ids, params, strict=True):
             if saved_id in saved:
@@ -391,10 +391,12 @@ class Composed(Optimizer):
                     k: v.clone() if isinstance(v, Tensor) else v for k, v in saved[saved_id].items()
                 }
 
-    def _check_state(self, group: dict[str, Any], p: Tensor, entry: State) -> None:
+    def _fitted(self, group: dict[str, Any], p: Tensor, entry: State) -> State:
         want: State = {}
         # "fp32": converted moments that their library did not code (lowtide.optim.from_torchao).
         self._axes.create_state(group, p, want, StateStore() if entry.get("fp32") else None, entry)
+        entry = resharding.fit(want, entry, p, self._axes.store.code_bits)
         check_saved(want, entry, weight_store.shape(p))
         if self._axes.transform is not None:
             self._axes.transform.check(entry)
+        return entry

@@ -73,7 +73,10 @@ class Residual(Protocol):
 
     Attributes:
         needs_lost: whether :attr:`LowRankStep.lost` is looked at.
+        initial: numbers that it keeps, as they are before the first step: a checkpoint that is loaded in place fills what is there.
     """
+
+    initial: ClassVar[dict[str, float]]
 
     @property
     def needs_lost(self) -> bool: ...  # noqa: D102
@@ -92,6 +95,7 @@ class _Memoryless:
     """Residuals that keep nothing of the gradient from one step to the next."""
 
     needs_lost: ClassVar[bool] = False
+    initial: ClassVar[dict[str, float]] = {}
 
     def prepare(self, grad: Tensor, state: dict[str, Any]) -> Tensor:
         """See :class:`Residual`."""
@@ -165,6 +169,8 @@ class ScaledResidual(_Memoryless):
     limiter: float = 1.01
     compat: bool = False
 
+    initial: ClassVar[dict[str, float]] = {"residual_norm": 0.0}
+
     def __post_init__(self) -> None:
         _check_limiter(self.limiter)
 
@@ -208,6 +214,8 @@ class ScaledGradient(_Memoryless):
     per: str = "channel"
     limiter: float | None = 1.01
     compat: bool = False
+
+    initial: ClassVar[dict[str, float]] = {"residual_norm": 0.0}
 
     def __post_init__(self) -> None:
         if self.per not in ("channel", "tensor"):
@@ -256,6 +264,8 @@ class ErrorFeedback:
 
     store: str = "fp32"
     of_moments: bool = False
+
+    initial: ClassVar[dict[str, float]] = {}
 
     def __post_init__(self) -> None:
         self._store()

@@ -39,6 +39,23 @@ def local(x: Tensor) -> Tensor:
     return part
 
 
+def rows_of(shape: torch.Size, world: int, rank: int) -> tuple[int, int]:
+    """First and last row that process ``rank`` of ``world`` has (the latter is not among them)."""
+    count = shape[0] if shape else 1
+    each = -(-count // world)
+    return min(rank * each, count), min((rank + 1) * each, count)
+
+
+def windows(shape: torch.Size, world: int) -> list[tuple[int, int]]:
+    """For each process the elements of the blocks of 256 that it touches."""
+    width, found = shape[1:].numel() if shape else 1, []
+    for first, last in (rows_of(shape, world, rank) for rank in range(world)):
+        begin, end = first * width, last * width
+        whole = begin - begin % STEP_BLOCK, min(-(-end // STEP_BLOCK) * STEP_BLOCK, shape.numel())
+        found.append(whole if begin < end else (0, 0))
+    return found
+
+
 @dataclass(frozen=True)
 class Rows:
     """The rows of a tensor that this process has.
@@ -87,7 +104,7 @@ class Rows:
     @cached_property
     def rows(self) -> tuple[int, int]:
         """First and last row of this process (the latter is not among them)."""
-        return self._rows_of(self.rank)
+        return rows_of(self.shape, self.world, self.rank)
 
     @property
     def start(self) -> int:
@@ -102,7 +119,7 @@ class Rows:
     @cached_property
     def cuts(self) -> tuple[int, ...]:
         """First elements of the blocks of 256 that lie on more than one process, ascending."""
-        ends = (self._rows_of(rank)[1] * self._width for rank in range(self.world - 1))
+        ends = (rows_of(self.shape, self.world, rank)[1] * self._width for rank in range(self.world - 1))
         return tuple(
             sorted({end - end % STEP_BLOCK for end in ends if end % STEP_BLOCK and end < self.numel})
         )
@@ -110,7 +127,7 @@ class Rows:
     @cached_property
     def window(self) -> tuple[int, int]:
         """The elements of the blocks that this process touches."""
-        return self._window_of(self.rank)
+        return windows(self.shape, self.world)[self.rank]
 
     @property
     def even(self) -> bool:
@@ -120,7 +137,7 @@ class Rows:
     def zeros(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """A DTensor of zeros of the whole tensor's shape."""
         part = (self.rows[1] - self.rows[0], *self.shape[1:]) if self.shape else ()
-        return self._wrap(torch.zeros(part, dtype=dtype), self.shape)
+        return self.wrap(torch.zeros(part, dtype=dtype), self.shape)
 
     def coded(self, bits: int, zero: int) -> tuple[Tensor, Tensor]:
         """Codes and absmax of a zero moment, DTensors."""
@@ -129,7 +146,7 @@ class Rows:
         if self.even:
             n, leading, whole = self.stop - self.start, (), (self.numel,)
         else:
-            n = max(end - begin for begin, end in map(self._window_of, range(self.world)))
+            n = max(end - begin for begin, end in windows(self.shape, self.world))
             leading, whole = (1,), (self.world, n)
 
         def sizes(*shape: int) -> tuple[torch.Size, torch.Size]:
@@ -141,11 +158,12 @@ class Rows:
 
         (codes, absmax), (all_codes, all_absmax) = sizes(*leading, n), sizes(*whole)
         return (
-            self._wrap(torch.full(codes, zero, dtype=torch.uint8), all_codes),
-            self._wrap(torch.zeros(absmax), all_absmax),
+            self.wrap(torch.full(codes, zero, dtype=torch.uint8), all_codes),
+            self.wrap(torch.zeros(absmax), all_absmax),
         )
 
-    def _wrap(self, part: Tensor, shape: torch.Size) -> Tensor:
+    def wrap(self, part: Tensor, shape: torch.Size) -> Tensor:
+        """A DTensor of this shape of which this process has ``part``."""
         from torch.distributed.tensor import DTensor
 
         stride = torch.empty(shape, device="meta").stride()
@@ -157,18 +175,6 @@ class Rows:
     @property
     def _width(self) -> int:
         return self.shape[1:].numel() if self.shape else 1
-
-    def _rows_of(self, rank: int) -> tuple[int, int]:
-        count = self.shape[0] if self.shape else 1
-        each = -(-count // self.world)
-        return min(rank * each, count), min((rank + 1) * each, count)
-
-    def _window_of(self, rank: int) -> tuple[int, int]:
-        first, last = self._rows_of(rank)
-        if first == last:
-            return 0, 0
-        begin, end = first * self._width, last * self._width
-        return begin - begin % STEP_BLOCK, min(-(-end // STEP_BLOCK) * STEP_BLOCK, self.numel)
 
 
 @dataclass(frozen=True)
