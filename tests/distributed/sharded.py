@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import lowtide as lt
@@ -194,6 +195,9 @@ def refusals() -> None:
         )
         make([{"params": [nn.Parameter(torch.ones(8, 6))], **keys}])  # replicated it may be
 
+    model = lt.quant.quantize_model_(nn.Sequential(nn.Linear(64, 64)), weights="int8", group=64, skip=())
+    fully_shard(model, mesh=mesh)
+    refused(lambda: optim.AdamW8bit(model.parameters()), "packed weights cannot be sharded", "process_group")
     p = nn.Parameter(shard(torch.ones(8, 6), mesh, [Shard(1)]))
     refused(lambda: optim.AdamW8bit([p]), "Shard(dim=1)", "Leave tensor parallelism out")
     p = nn.Parameter(shard(torch.ones(8, 6), mesh))

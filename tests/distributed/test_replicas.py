@@ -15,7 +15,7 @@ KINDS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", KINDS)
 def test_replicas_are_equal_and_resume(gang: Run, name: str, dtype: str) -> None:
     gang("replicas", "resumed", name, dtype)

@@ -26,8 +26,8 @@ LOW_RANK = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("side", ["right", "left", "std"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("side", ["right", "left", pytest.param("std", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", LOW_RANK)
 def test_seeded_subspaces_of_shards(gang: Run, name: str, side: str, dtype: str) -> None:
     gang("sharded", "low_rank", name, side, dtype)

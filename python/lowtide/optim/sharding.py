@@ -50,7 +50,7 @@ def check(axes: Axes, group: dict[str, Any], p: Tensor, method: str, name: str) 
     if reason is not None and rows.world > 1:
         raise LowtideRuntimeError(
             f"{called} is sharded over {rows.world} processes, and {reason}. Use DistributedDataParallel, or keep it whole with "
-            "fully_shard(..., ignored_params={...}), or use an elementwise method (AdamW8bit, Lion8bit) or a seeded subspace "
+            "fully_shard(..., ignored_params={...}) and average its gradient yourself, or use an elementwise method (AdamW8bit, Lion8bit) or a seeded subspace "
             "(APOLLO, APOLLOMini, FRUGAL)"
         )
     if reason is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.ops.optim import STEP_BLOCK
 from lowtide.optim.norms import total
-from lowtide.optim.shards import Rows, local, pieces
+from lowtide.optim.shards import Rows, is_distributed, local, pieces
 from lowtide.optim.updates import Update
 from lowtide.quant import is_quant_weight
 from lowtide.quant._weight import QuantParameter
@@ -27,6 +27,11 @@ def check(p: Tensor) -> None:
     """Refuse what no store can hold."""
     if is_quantized(p):
         return
+    if is_distributed(p) and p.dtype == torch.uint8:
+        raise LowtideTypeError(
+            f"packed weights cannot be sharded, got a DTensor of codes of shape {tuple(p.shape)}; leave their layers out of fully_shard and "
+            "train them with in_backward(..., process_group=), or quantize nothing and use FSDP2 with AdamW8bit"
+        )
     if p.dtype not in (torch.float32, torch.bfloat16):
         raise LowtideTypeError(
             f"parameters must be float32, bfloat16 or lt.quant weights, got {p.dtype}; convert the model with .float() or .bfloat16()"
