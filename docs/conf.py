@@ -30,6 +30,7 @@ source_suffix = {".md": "markdown"}
 # Pages read on a Git forge too: no directives in prose but the toctree, links relative, to files outside of docs/ as well
 # (MyST makes downloads of those).
 myst_enable_extensions = ["dollarmath"]
+myst_fence_as_directive = ["math"]  # what forges render whole; between $$ they drop backslashes before commas
 myst_heading_anchors = 4
 copybutton_prompt_text = r"\$ |>>> |\.\.\. "
 copybutton_prompt_is_regexp = True

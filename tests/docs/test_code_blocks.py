@@ -82,3 +82,8 @@ def test_named_files_exist(path: Path) -> None:
     folders = "csrc|python|tests|bench|tools|cmake|docs|examples|requirements"
     for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", path.read_text()):
         assert (ROOT / name.rstrip("/")).exists(), f"{label(path)} names {name}, which does not exist"
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_no_conflict_was_left(path: Path) -> None:
+    assert not re.search(r"^(<<<<<<<|>>>>>>>)", path.read_text(), re.MULTILINE)
