@@ -12,11 +12,11 @@ help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test:  ## everything that must hold: lint, C++ per ISA, sanitizers, NEON, CUDA on the CPU, Python (< 25 minutes)
-	tools/setup.sh apt cross counts build test peers docs
+	tools/setup.sh apt cross counts browser build test peers docs
 	$(STAGES) test
 
 nightly:  ## make test with the slow tests
-	tools/setup.sh apt cross counts build test peers docs bench
+	tools/setup.sh apt cross counts browser build test peers docs bench
 	$(STAGES) nightly
 
 demo:  ## fine-tune a real language model with AdamW, GaLore and Q-GaLore; one table, one figure

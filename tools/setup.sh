@@ -3,7 +3,7 @@
 # Everything the make targets need on a fresh Debian 12: compilers from apt, a virtual environment in
 # .venv with pinned packages, and lowtide itself installed into it. Does only what is missing.
 #
-#   tools/setup.sh PART...     parts: apt cross counts build test peers demo bench docs package
+#   tools/setup.sh PART...     parts: apt cross counts browser build test peers demo bench docs package
 #
 # Environment: PYTHON (default python3) makes the virtual environment; pip's own variables apply
 # (PIP_EXTRA_INDEX_URL with PyTorch's CPU wheels saves gigabytes where pip would choose a CUDA build).
@@ -76,6 +76,13 @@ part_counts() {
   apt_install valgrind || say "no valgrind (see build/apt.log): instructions will not be counted"
 }
 
+# Optional: without it the pages of `lowtide report` are not looked at in a browser.
+part_browser() {
+  command -v dpkg-query > /dev/null || return 0
+  apt_install chromium fonts-dejavu-core ||
+    say "no chromium (see build/apt.log): the tests that open pages in a browser will be skipped"
+}
+
 # ---- Python ------------------------------------------------------------------------------------
 
 ensure_venv() {
@@ -144,8 +151,8 @@ part_package() {
 [ $# -gt 0 ] || set -- apt build package
 for part in "$@"; do
   case $part in
-    apt | cross | counts | package) "part_$part" ;;
+    apt | cross | counts | browser | package) "part_$part" ;;
     build | test | peers | demo | bench | docs) part_requirements "$part" ;;
-    *) die "unknown part '$part'; parts: apt cross counts build test peers demo bench docs package" ;;
+    *) die "unknown part '$part'; parts: apt cross counts browser build test peers demo bench docs package" ;;
   esac
 done

@@ -35,6 +35,7 @@ _LAZY = (
     "assets",
     "testing",
     "integrations",
+    "report",
 )
 
 if TYPE_CHECKING:

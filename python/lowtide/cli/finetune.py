@@ -8,7 +8,7 @@ import dataclasses
 import sys
 from typing import Any
 
-from lowtide.train.config import FinetuneConfig
+from lowtide.train.config import SINKS, FinetuneConfig
 from lowtide.train.methods import METHODS, WEIGHTS
 from lowtide.train.progress import human_bytes
 from lowtide.train.schedule import SCHEDULES
@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
 
     def option(name: str, help: str, **kwargs: Any) -> None:
         default = defaults[name]
-        if "action" not in kwargs and default is not None and "default" not in help:
+        if "action" not in kwargs and default not in (None, ()) and "default" not in help:
             shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
             help += f" (default {shown})"
         group.add_argument("--" + name.replace("_", "-"), dest=name, default=default, help=help, **kwargs)
@@ -130,6 +130,14 @@ def add_parser(commands: Any) -> None:
         "--no-export", dest="export", action="store_false", help="do not write the trained model to DIR/model"
     )
     option("plot", "write a picture of losses and memory at the end", metavar="PNG")
+    option("log", "write metrics for TensorBoard (DIR/tensorboard) or Weights & Biases, offline (DIR/wandb), as well as to "
+           "DIR/metrics.jsonl", nargs="+", choices=SINKS)  # fmt: skip
+    option(
+        "measure_every",
+        "steps between measurements of subspaces and rounding for metrics.jsonl; 0 for none",
+        type=int,
+        metavar="N",
+    )
     option("progress", "progress bar; auto shows it on a terminal", choices=("auto", "on", "off"))
     parser.set_defaults(run=run)
 

@@ -9,13 +9,24 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from lowtide.cli import finetune, info, log, memory, quant_report, replay, sequencer, spectrum, welore_report
+from lowtide.cli import (
+    finetune,
+    info,
+    log,
+    memory,
+    quant_report,
+    replay,
+    report,
+    sequencer,
+    spectrum,
+    welore_report,
+)
 from lowtide.errors import LowtideError
 from lowtide.train.errors import out_of_memory
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
-COMMANDS = (info, memory, finetune, quant_report, welore_report, spectrum, replay, log, sequencer)
+COMMANDS = (info, memory, finetune, report, quant_report, welore_report, spectrum, replay, log, sequencer)
 
 
 class _Parser(argparse.ArgumentParser):

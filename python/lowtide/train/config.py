@@ -27,8 +27,13 @@ FREE_ON_RESUME = frozenset(
         "token_cache",
         "export",
         "release_memory",
+        "log",
+        "measure_every",
     }
 )
+
+#: Where metrics can go beside metrics.jsonl.
+SINKS = ("tensorboard", "wandb")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +45,9 @@ class FinetuneConfig:
     method's default. `rank`, `update_proj_gap` and `scale` matter to low-rank methods only; GaLore's `scale` (its alpha) is 4 and not
     pre-training's 0.25 because embeddings and norms train at full rank with the same rate. With `mezo` and `qzo`, `eps` is the distance of the probes and `grad_clip` the largest slope that counts. `freeze` is a regular expression searched in parameter names: those
     parameters are not trained. `release_memory` makes malloc hand freed blocks back at once, for the whole process
-    (glibc; 5 to 10 % of the time for a smaller resident set). Sizes count tokens (`seq_len`) and windows (`batch_size`).
+    (glibc; 5 to 10 % of the time for a smaller resident set). `log` names sinks beside metrics.jsonl: "tensorboard", "wandb" (offline).
+    Every `measure_every` steps, the first and the last, the subspaces and roundings of the step are measured (0: never): it changes no
+    number of the run and takes a read of each gradient. Sizes count tokens (`seq_len`) and windows (`batch_size`).
     """
 
     model: str
@@ -77,6 +84,8 @@ class FinetuneConfig:
     progress: str = "auto"
     threads: int | None = None
     release_memory: bool = True
+    log: tuple[str, ...] = ()
+    measure_every: int = 10
 
     def __post_init__(self) -> None:
         for name in ("model", "data", "out"):
@@ -88,6 +97,13 @@ class FinetuneConfig:
         self._one_of("schedule", SCHEDULES)
         self._one_of("progress", ("auto", "on", "off"))
         self._one_of("in_backward", ("auto", "on", "off"))
+        log: Any = self.log
+        given = (log,) if isinstance(log, str) else tuple(log or ())
+        object.__setattr__(self, "log", tuple(dict.fromkeys(given)))
+        self._require(
+            set(self.log) <= set(SINKS), "log", "one or more of " + ", ".join(SINKS), "leave it out for none"
+        )
+        self._integer("measure_every", 0, "10 is the default, 0 never measures")
         if self.lr is not None:
             self._positive("lr", f"{METHODS[self.method].lr:g} is the default of {self.method}")
         self._integer("rank", 1, "64 or 128 suit most models")
@@ -189,6 +205,7 @@ class FinetuneConfig:
         """Plain JSON values; `FinetuneConfig(**config.to_dict())` gives the same settings."""
         values = dataclasses.asdict(self)
         values["betas"] = None if self.betas is None else list(self.betas)
+        values["log"] = list(self.log)
         return values
 
     def frozen(self) -> dict[str, Any]:

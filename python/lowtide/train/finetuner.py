@@ -22,7 +22,8 @@ from lowtide.train.plot import check_plot, plot_run
 from lowtide.train.progress import Progress
 from lowtide.train.schedule import learning_rate
 from lowtide.train.signals import StopSignals
-from lowtide.train.summary import summarize
+from lowtide.train.sinks import check_sinks, open_sinks
+from lowtide.train.summary import summarize, versions
 from lowtide.train.tokens import load_tokens, tokens_key
 from lowtide.train.workspace import Workspace, check_same_run
 from lowtide.train.zeroth_order import ZerothOrderUpdater
@@ -73,6 +74,7 @@ class Finetuner:
         loader.check_directory(Path(config.model))
         if config.plot is not None:
             check_plot(config.plot)
+        check_sinks(config.log)
         with Workspace(Path(config.out), resume=self.resume) as workspace:
             identity = {
                 "model": loader.identity(Path(config.model)),
@@ -135,7 +137,8 @@ class _Run:
         if resume:
             self._restore()
         else:
-            workspace.begin(config.frozen(), self.identity)
+            about = {"versions": versions(), "model": config.model, "data": config.data}
+            workspace.begin(config.frozen(), self.identity, about)
         process.trim()
         self.loading_peak = process.peak_rss()
         process.reset_peak_rss()
@@ -191,11 +194,13 @@ class _Run:
             MetricsWriter(self.workspace.metrics) as metrics,
             Progress(config.progress, steps=config.steps, start=self.step) as progress,
             StopSignals(handle_signals) as stop,
+            open_sinks(config, self.workspace, self.identity, self.step) as sinks,
             _deterministic(),
         ):
 
             def write(record: Record) -> None:
                 metrics.write(record)
+                sinks.log(record["step"], {name: value for name, value in record.items() if name != "step"})
                 if on_step is not None:
                     on_step(record)
 
@@ -234,13 +239,16 @@ class _Run:
         )
         self.updater.set_lr(lr)
         torch.manual_seed(_step_seed(config.seed, step))
+        every = config.measure_every
+        due = every > 0 and (step == 0 or (step + 1) % every == 0 or step + 1 == config.steps)
         batch = self.order(step)
         if self.zeroth_order:
             self.model.eval()  # dropout would be noise in the slope
             value, gradient_bytes = self.updater.minimize(lambda: self._loss(batch)), 0
             self._check(value, step)
         else:
-            value, gradient_bytes = self._first_order(batch, step)
+            with self.updater.measured(due):
+                value, gradient_bytes = self._first_order(batch, step)
         seconds = time.perf_counter() - begin
         return {
             "step": step + 1,
@@ -255,6 +263,7 @@ class _Run:
                 "gradients": gradient_bytes,
                 **self.updater.state_bytes(),
             },
+            **(self.updater.statistics() if due else {}),
         }
 
     def _first_order(self, batch: np.ndarray[Any, np.dtype[np.int64]], step: int) -> tuple[float, int]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -249,6 +250,19 @@ class Updater:
         """Bytes of moments ("states") and of subspaces ("basis")."""
         counted = self._optimizer.state_bytes()
         return {kind: counted[kind] for kind in ("states", "basis")}
+
+    def measured(self, due: bool) -> contextlib.AbstractContextManager[object]:
+        """Around a step: measure it, if that is ``due``."""
+        import lowtide.optim
+
+        return lowtide.optim.measure(self._optimizer) if due else contextlib.nullcontext()
+
+    def statistics(self) -> dict[str, Any]:
+        """Of subspaces and low-bit weights, right after a step."""
+        import lowtide.optim
+
+        found = lowtide.optim.statistics(self._optimizer)
+        return {kind: found[kind] for kind in ("subspace", "quantization") if kind in found}
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state: tensors and plain values only."""

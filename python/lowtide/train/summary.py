@@ -13,6 +13,22 @@ import numpy as np
 from lowtide.train.config import FinetuneConfig
 
 
+def versions() -> dict[str, str]:
+    """Of what the numbers of a run depend on."""
+    import torch
+    import transformers
+
+    import lowtide
+
+    return {
+        "lowtide": lowtide.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
 def summarize(
     config: FinetuneConfig, records: Sequence[dict[str, Any]], *, status: str, step: int, **facts: Any
 ) -> dict[str, Any]:
@@ -22,9 +38,6 @@ def summarize(
     `bytes` is the largest counted size of each kind; `seconds_per_step` is the median.
     """
     import torch
-    import transformers
-
-    import lowtide
 
     losses = [r["loss"] for r in records if "loss" in r]
     val = [r["val_loss"] for r in records if "val_loss" in r]
@@ -48,13 +61,7 @@ def summarize(
         "bytes": kinds,
         **facts,
         "settings": {**config.to_dict(), "lr": config.peak_lr, "warmup": config.warmup_steps},
-        "versions": {
-            "lowtide": lowtide.__version__,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
     }

@@ -97,11 +97,12 @@ class Workspace:
                 else:
                     path.unlink(missing_ok=True)
 
-    def begin(self, settings: dict[str, Any], identity: dict[str, str]) -> None:
-        """Record what run this is, before its first step."""
-        write_json(
-            self.run_file, {"format": FORMAT, "version": 1, "settings": settings, "identity": identity}
-        )
+    def begin(
+        self, settings: dict[str, Any], identity: dict[str, str], about: dict[str, Any] | None = None
+    ) -> None:
+        """Record what run this is, before its first step; ``about`` is for its readers."""
+        record = {"format": FORMAT, "version": 1, "settings": settings, "identity": identity}
+        write_json(self.run_file, {**(about or {}), **record})
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, atomically."""

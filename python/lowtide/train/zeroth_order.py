@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,14 @@ class ZerothOrderUpdater:
     def state_bytes(self) -> dict[str, int]:
         """Bytes beside the weights: the buffer that perturbed weights lie in."""
         return {"states": 0, "basis": 0, "probe": int(self._optimizer.state_bytes()["probe"])}
+
+    def measured(self, due: bool) -> contextlib.AbstractContextManager[object]:
+        """Nothing is to be measured: the log has the slopes."""
+        return contextlib.nullcontext()
+
+    def statistics(self) -> dict[str, Any]:
+        """There are neither subspaces nor rounded weights."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state, a few KB of plain values. The log is flushed: it must not end before a checkpoint."""
