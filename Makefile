@@ -6,7 +6,7 @@ PY ?= .venv/bin/python
 STAGES = .venv/bin/python tools/run_stages.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test nightly bench docs lint format inplace stubs clean
+.PHONY: help demo test nightly bench docs wheel lint format inplace stubs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,14 @@ bench:  ## C++ and Python benches against measured machine limits and other libr
 docs:  ## these pages and the API reference as HTML in build/docs, warnings as errors
 	tools/setup.sh apt build test docs
 	$(STAGES) docs
+
+wheel:  ## sdist and repaired wheels in dist, audited and tested in clean environments (PYTHONS=all CUDA=1 TESTS=full)
+	tools/setup.sh apt build
+	.venv/bin/python tools/wheel.py --python "$(or $(PYTHONS),this)" $(if $(CUDA),--cuda) $(WHEEL_ARGS)
+ifeq ($(TESTS),full)
+	tools/setup.sh test peers
+	$(STAGES) nightly --only package,pytest
+endif
 
 lint:  ## ruff, clang-format, mypy --strict, SPDX lines, file lengths, kernel stems, stub drift
 	tools/setup.sh apt build test

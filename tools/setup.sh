@@ -132,17 +132,21 @@ part_requirements() {
   once "$1" "$key" install_requirements "$1"
 }
 
-# Keyed by the sources, so that an edit is never tested against a stale install. LOWTIDE_WERROR=ON makes
-# warnings errors; such an install is also good where that was not asked for.
+# What is installed is the repaired wheel, as a user gets it; it stays in .venv/wheel. Keyed by the sources, so that
+# an edit is never tested against a stale install. LOWTIDE_WERROR=ON makes warnings errors; such an install is also
+# good where that was not asked for.
 part_package() {
   part_requirements build
   local werror=${LOWTIDE_WERROR:-OFF} key
   install_package() {
-    say "building and installing lowtide with its torch ops"
-    LOWTIDE_TORCH=1 pip_install --no-build-isolation --no-deps --force-reinstall \
-      --config-settings=cmake.define.LOWTIDE_WERROR="$werror" .
+    say "building and installing lowtide's wheel with its torch ops"
+    local options=(--no-audit --tests none)
+    [ "$werror" = ON ] && options+=(--werror)
+    rm -rf "$VENV/wheel"
+    "$VENV/bin/python" tools/wheel.py --out "$VENV/wheel" "${options[@]}"
+    pip_install --no-deps --no-index --force-reinstall "$VENV"/wheel/*.whl
   }
-  key=$(find csrc cmake python CMakeLists.txt pyproject.toml LICENSE README.md -type f \
+  key=$(find csrc cmake python tools/wheel_build.py CMakeLists.txt pyproject.toml LICENSE README.md -type f \
     ! -name '*.so' ! -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
   [ "$werror" = OFF ] && [ "$(cat "$STAMPS/package" 2> /dev/null)" = "$key ON" ] && return
   once package "$key $werror" install_package

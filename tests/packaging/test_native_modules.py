@@ -7,6 +7,7 @@ import importlib
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,20 @@ def test_only_the_module_is_exported(module: str) -> None:
     kernels = [line for line in lines if "lowtide::" in line and " W " not in line and " u " not in line]
     assert not kernels
     assert any(f"PyInit_{module.rsplit('.', 1)[1]}" in line for line in lines)
+
+
+def test_torch_abi_audit_passes() -> None:
+    """torch's own symbols only from its stable ABI, Python's only from the limited API: what the project's auditor says."""
+    pytest.importorskip("torch_abi_audit", reason="needs torch-abi-audit (requirements/test.txt)")
+    path = path_of("lowtide._ops")
+    done = subprocess.run(
+        [Path(sys.executable).parent / "torch-abi-audit", "--check", "both", f"./{path.name}"],
+        cwd=path.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Torch ABI:   STABLE" in done.stdout
+    assert "Min torch:   2.10.0" in done.stdout
+    assert "abi3-ok" in done.stdout

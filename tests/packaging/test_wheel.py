@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A source distribution is built, a wheel from it without torch ops, and the wheel works without torch."""
+"""A source distribution is built, a wheel from it offline and without torch ops, and the wheel works without torch."""
 
 from __future__ import annotations
 
+import email
 import importlib.util
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -31,17 +34,43 @@ def call(*command: str | Path, cwd: Path, expect: int = 0) -> subprocess.Complet
     return done
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the sdist and the wheel that was built from it, offline."""
-    folder = tmp_path_factory.mktemp("dist")
-    call(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
-    return folder
+def offline() -> list[str]:
+    """What to put before a command to take its network away: a namespace of its own where the kernel lets us."""
+    for flags in ("-n", "-rn"):
+        unshare = ["unshare", flags]
+        if shutil.which("unshare") and not subprocess.run([*unshare, "true"], check=False).returncode:
+            return unshare
+    # Nothing listens on the discard port: whoever asks for a page fails.
+    return ["env", *(f"{name}=http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "all_proxy"))]
 
 
 @pytest.fixture(scope="module")
-def wheel(built: Path) -> Path:
-    return next(built.glob("*.whl"))
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution of this tree."""
+    folder = tmp_path_factory.mktemp("sdist")
+    call(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    return next(folder.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that the unpacked source distribution gives with no network, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("offline")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    (source,) = folder.iterdir()
+    pip = [
+        *offline(),
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-index",
+        "--no-build-isolation",
+        "--no-deps",
+    ]
+    call(*pip, "--no-cache-dir", "-w", folder / "dist", source, cwd=folder)
+    return next((folder / "dist").glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +90,8 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def test_source_distribution_is_complete_and_lean(built: Path) -> None:
-    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+def test_source_distribution_is_complete_and_lean(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert {"CMakeLists.txt", "pyproject.toml", "LICENSE", "README.md", "PKG-INFO"} <= names
     assert "csrc/random/stream_simd.cc" in names
@@ -80,6 +109,30 @@ def test_wheel_is_typed_and_holds_no_strays(wheel: Path) -> None:
         assert name in names
     assert any(n.endswith(".dist-info/licenses/LICENSE") for n in names)
     assert all(n.startswith(("lowtide/", "lowtide-")) for n in names)
+
+
+def test_one_line_says_the_version(sdist: Path, wheel: Path) -> None:
+    (version,) = re.findall(
+        r'^__version__ = "(.+)"$', (ROOT / "python" / "lowtide" / "__init__.py").read_text(), re.MULTILINE
+    )
+    assert sdist.name == f"lowtide-{version}.tar.gz"
+    assert wheel.name.startswith(f"lowtide-{version}-")
+    for name in ("pyproject.toml", "CMakeLists.txt"):
+        assert version not in (ROOT / name).read_text().replace("build.requires", ""), name
+
+
+def test_metadata_is_what_an_index_wants(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_string(archive.read(name).decode())
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert "Typing :: Typed" in metadata.get_all("Classifier", [])
+    base = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
+    assert [re.split(r"[<>=]", line)[0] for line in base] == ["numpy"]
+    extras = set(metadata.get_all("Provides-Extra", []))
+    assert {"torch", "demo", "peft", "test", "bench", "docs"} <= extras
 
 
 def test_numpy_surface_works_without_torch(environment: Path, tmp_path: Path) -> None:

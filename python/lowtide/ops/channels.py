@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
+from lowtide.ops._common import fake
 
 _op = torch.ops.lowtide
 
@@ -53,11 +54,11 @@ def ordered_sum(x: Tensor) -> Tensor:
     return result
 
 
-@torch.library.register_fake("lowtide::channel_energy")
+@fake("lowtide::channel_energy")
 def _(x: Tensor, columns: bool) -> Tensor:
     return x.new_empty((x.shape[1 if columns else 0],), dtype=torch.float64)
 
 
-@torch.library.register_fake("lowtide::ordered_sum")
+@fake("lowtide::ordered_sum")
 def _(x: Tensor) -> Tensor:
     return x.new_empty((), dtype=torch.float64)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lowtide._arrays import check_uint
 from lowtide.errors import LowtideTypeError, LowtideValueError
-from lowtide.ops._common import check_mutable, mutated
+from lowtide.ops._common import check_mutable, fake, mutated
 from lowtide.ops.optim import STEP_BLOCK, _scalars
 
 _op = torch.ops.lowtide
@@ -103,5 +103,5 @@ def combine_(
     mutated(p)
 
 
-@torch.library.register_fake("lowtide::combine_")
+@fake("lowtide::combine_")
 def _(p: Tensor, *_: object) -> None: ...

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
-from lowtide.ops._common import check_mutable, mutated
+from lowtide.ops._common import check_mutable, fake, mutated
 
 _op = torch.ops.lowtide
 
@@ -123,36 +123,36 @@ def curvature_ce_trace(z: Tensor, r: Tensor) -> Tensor:
     return result
 
 
-@torch.library.register_fake("lowtide::curvature_ce_product")
+@fake("lowtide::curvature_ce_product")
 def _(z: Tensor, u: Tensor, r: Tensor) -> Tensor:
     return z.new_empty(z.shape)
 
 
-@torch.library.register_fake("lowtide::curvature_ce_product_")
+@fake("lowtide::curvature_ce_product_")
 def _(u: Tensor, z: Tensor, r: Tensor) -> None:
     return None
 
 
-@torch.library.register_fake("lowtide::curvature_ce_cumulant")
+@fake("lowtide::curvature_ce_cumulant")
 def _(z: Tensor, u: Tensor, q: Tensor, r: Tensor) -> Tensor:
     return z.new_empty(z.shape)
 
 
-@torch.library.register_fake("lowtide::curvature_ce_diagonal")
+@fake("lowtide::curvature_ce_diagonal")
 def _(z: Tensor, r: Tensor) -> Tensor:
     return z.new_empty(z.shape)
 
 
-@torch.library.register_fake("lowtide::curvature_ce_weighted")
+@fake("lowtide::curvature_ce_weighted")
 def _(z: Tensor, r: Tensor) -> Tensor:
     return z.new_empty(z.shape)
 
 
-@torch.library.register_fake("lowtide::curvature_ce_weighted_")
+@fake("lowtide::curvature_ce_weighted_")
 def _(z: Tensor, r: Tensor) -> None:
     return None
 
 
-@torch.library.register_fake("lowtide::curvature_ce_trace")
+@fake("lowtide::curvature_ce_trace")
 def _(z: Tensor, r: Tensor) -> Tensor:
     return z.new_empty((z.shape[0],))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
-from lowtide.ops._common import check_mutable, mutated
+from lowtide.ops._common import check_mutable, fake, mutated
 
 _op = torch.ops.lowtide
 _GROUP = 256
@@ -96,11 +96,11 @@ def _vector(name: str, x: Tensor, like: Tensor | None) -> None:
         raise LowtideValueError(f"{name} must be contiguous{wanted}, got {tuple(x.shape)}")
 
 
-@torch.library.register_fake("lowtide::curvature_project_")
+@fake("lowtide::curvature_project_")
 def _(w: Tensor, basis: Tensor, scale: Tensor | None, again: float) -> Tensor:
     return w.new_empty((basis.shape[0] + 4,), dtype=torch.float64)
 
 
-@torch.library.register_fake("lowtide::curvature_lanczos_step_")
+@fake("lowtide::curvature_lanczos_step_")
 def _(w: Tensor, q: Tensor, previous: Tensor | None, beta: float) -> Tensor:
     return w.new_empty((2,), dtype=torch.float64)

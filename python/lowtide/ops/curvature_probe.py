@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lowtide.ops._common import check_mutable, mutated
+from lowtide.ops._common import check_mutable, fake, mutated
 from lowtide.ops._curvature_lists import check_address, check_factor, check_tensors
 
 _op = torch.ops.lowtide
@@ -100,9 +100,9 @@ def _nothing(*_: object) -> None: ...
 
 
 for _name in ("axpy", "fill", "fma"):
-    torch.library.register_fake(f"lowtide::curvature_sign_{_name}_")(_nothing)
+    fake(f"lowtide::curvature_sign_{_name}_")(_nothing)
 
 
-@torch.library.register_fake("lowtide::curvature_sign_dot")
+@fake("lowtide::curvature_sign_dot")
 def _(xs: list[Tensor], *_: object) -> Tensor:
     return xs[0].new_empty((len(xs),), dtype=torch.float64)

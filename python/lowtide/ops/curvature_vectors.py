@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lowtide.ops._common import check_mutable, mutated
+from lowtide.ops._common import check_mutable, fake, mutated
 from lowtide.ops._curvature_lists import check_factor, check_tensor, check_tensors
 
 _op = torch.ops.lowtide
@@ -70,15 +70,15 @@ def curvature_fd_finish_(plus: Tensor, minus: Tensor, scale: float, q: Tensor | 
     return result
 
 
-@torch.library.register_fake("lowtide::curvature_dot")
+@fake("lowtide::curvature_dot")
 def _(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
     return xs[0].new_empty((len(xs),), dtype=torch.float64)
 
 
-@torch.library.register_fake("lowtide::curvature_axpby_")
+@fake("lowtide::curvature_axpby_")
 def _(*_: object) -> None: ...
 
 
-@torch.library.register_fake("lowtide::curvature_fd_finish_")
+@fake("lowtide::curvature_fd_finish_")
 def _(plus: Tensor, *_: object) -> Tensor:
     return plus.new_empty((2,), dtype=torch.float64)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lowtide.errors import LowtideValueError
 from lowtide.lowrank._dct_length import check_length
+from lowtide.ops._common import fake
 from lowtide.ops._lines import check_index, columns_of, index_of, matrix
 
 _op = torch.ops.lowtide
@@ -70,7 +71,7 @@ def dct_power(x: Tensor, *, dim: int = -1, square: bool = False) -> Tensor:
     return result
 
 
-@torch.library.register_fake("lowtide::dct_forward")
+@fake("lowtide::dct_forward")
 def _(x: Tensor, index: Tensor | None, columns: bool) -> Tensor:
     shape = list(x.shape)
     if index is not None:
@@ -78,11 +79,11 @@ def _(x: Tensor, index: Tensor | None, columns: bool) -> Tensor:
     return x.new_empty(shape, dtype=torch.float32)
 
 
-@torch.library.register_fake("lowtide::dct_inverse")
+@fake("lowtide::dct_inverse")
 def _(low: Tensor, index: Tensor | None, columns: bool, n: int) -> Tensor:
     return low.new_empty((n, low.shape[1]) if columns else (low.shape[0], n))
 
 
-@torch.library.register_fake("lowtide::dct_power")
+@fake("lowtide::dct_power")
 def _(x: Tensor, columns: bool, square: bool) -> Tensor:
     return x.new_empty((x.shape[0 if columns else 1],), dtype=torch.float32)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
-from lowtide.ops._common import check_mutable, mutated
+from lowtide.ops._common import check_mutable, fake, mutated
 
 _op = torch.ops.lowtide
 _FLOATS = (torch.float32, torch.bfloat16)
@@ -159,20 +159,20 @@ def scale_rows_(u: Tensor, c: Tensor) -> None:
     mutated(u)
 
 
-@torch.library.register_fake("lowtide::adafactor_")
-@torch.library.register_fake("lowtide::block_adam_")
+@fake("lowtide::adafactor_")
+@fake("lowtide::block_adam_")
 def _(u: Tensor, *_: object) -> Tensor:
     return u.new_empty((), dtype=torch.int64)
 
 
-@torch.library.register_fake("lowtide::row_dots")
+@fake("lowtide::row_dots")
 def _(x: Tensor, y: Tensor, rows: int) -> Tensor:
     return x.new_empty((rows,), dtype=torch.float64)
 
 
-@torch.library.register_fake("lowtide::shear_rows_")
+@fake("lowtide::shear_rows_")
 def _(u: Tensor, *_: object) -> None: ...
 
 
-@torch.library.register_fake("lowtide::scale_rows_")
+@fake("lowtide::scale_rows_")
 def _(u: Tensor, *_: object) -> None: ...

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
+from lowtide.ops._common import fake
 from lowtide.ops.quant import _check_packed
 
 _op = torch.ops.lowtide
@@ -47,6 +48,6 @@ def gemv(w: Any, x: Tensor) -> Tensor:
     return result
 
 
-@torch.library.register_fake("lowtide::gemv")
+@fake("lowtide::gemv")
 def _(codes: Tensor, scale: Tensor, *_: object) -> Tensor:
     return scale.new_empty(codes.shape[0])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.lowrank._dct_length import check_length
+from lowtide.ops._common import fake
 from lowtide.ops._lines import check_index, columns_of, index_of, matrix
 
 _op = torch.ops.lowtide
@@ -76,7 +77,7 @@ def hadamard_back(
     return result
 
 
-@torch.library.register_fake("lowtide::fwht_forward")
+@fake("lowtide::fwht_forward")
 def _(x: Tensor, signs: Tensor | None, index: Tensor | None, columns: bool) -> Tensor:
     shape = list(x.shape)
     if index is not None:
@@ -84,6 +85,6 @@ def _(x: Tensor, signs: Tensor | None, index: Tensor | None, columns: bool) -> T
     return x.new_empty(shape, dtype=torch.float32)
 
 
-@torch.library.register_fake("lowtide::fwht_inverse")
+@fake("lowtide::fwht_inverse")
 def _(low: Tensor, signs: Tensor | None, index: Tensor | None, columns: bool, n: int) -> Tensor:
     return low.new_empty((n, low.shape[1]) if columns else (low.shape[0], n))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowtide._arrays import check_uint
 from lowtide.errors import LowtideValueError
-from lowtide.ops._common import check_mutable, mutated
+from lowtide.ops._common import check_mutable, fake, mutated
 from lowtide.ops.quant import (
     _address,
     _as_matrix,
@@ -167,10 +167,10 @@ def dequantize_map_list_(
     mutated(*outs)
 
 
-@torch.library.register_fake("lowtide::quantize_map_list_")
+@fake("lowtide::quantize_map_list_")
 def _(xs: list[Tensor], *_: object) -> Tensor:
     return xs[0].new_empty((), dtype=torch.int64)
 
 
-@torch.library.register_fake("lowtide::dequantize_map_list_")
+@fake("lowtide::dequantize_map_list_")
 def _(codes: list[Tensor], *_: object) -> None: ...

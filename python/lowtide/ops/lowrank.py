@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lowtide._arrays import check_uint
 from lowtide.errors import LowtideRuntimeError, LowtideTypeError, LowtideValueError
+from lowtide.ops._common import fake
 
 _op = torch.ops.lowtide
 _FLOATS = (torch.float32, torch.bfloat16)
@@ -95,7 +96,7 @@ def rsvd(
     return result
 
 
-@torch.library.register_fake("lowtide::rsvd")
+@fake("lowtide::rsvd")
 def _(g: Tensor, rank: int, left: bool, *_: object) -> Tensor:
     rows = min(rank, g.shape[0], g.shape[1])
     return g.new_empty((rows, g.shape[0] if left else g.shape[1]), dtype=torch.float32)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowtide._operands import Packed, check_inner, operand
 from lowtide.errors import LowtideTypeError, LowtideValueError
-from lowtide.ops._common import check_mutable, mutated
+from lowtide.ops._common import check_mutable, fake, mutated
 
 __all__ = ["Packed", "matmul"]
 
@@ -66,11 +66,11 @@ def _sides(args: tuple[Any, ...]) -> tuple[Any, Any]:
     return m, n
 
 
-@torch.library.register_fake("lowtide::matmul")
+@fake("lowtide::matmul")
 def _(*args: Any) -> Tensor:
     result: Tensor = args[0].new_empty(_sides(args), dtype=torch.float32)
     return result
 
 
-@torch.library.register_fake("lowtide::matmul_out")
+@fake("lowtide::matmul_out")
 def _(out: Tensor, *_: object) -> None: ...

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from lowtide._arrays import check_uint
 from lowtide.errors import LowtideTypeError, LowtideValueError
-from lowtide.ops._common import check_mutable, mutated
+from lowtide.ops._common import check_mutable, fake, mutated
 from lowtide.quant._format import row_bytes
 
 _op = torch.ops.lowtide
@@ -327,11 +327,11 @@ def apply_update_(
     mutated(*ps)
 
 
-@torch.library.register_fake("lowtide::fused_step_")
-@torch.library.register_fake("lowtide::fused_direction_")
+@fake("lowtide::fused_step_")
+@fake("lowtide::fused_direction_")
 def _(ps: list[Tensor], *_: object) -> Tensor:
     return ps[0].new_empty((), dtype=torch.int64)
 
 
-@torch.library.register_fake("lowtide::apply_update_")
+@fake("lowtide::apply_update_")
 def _(ps: list[Tensor], *_: object) -> None: ...

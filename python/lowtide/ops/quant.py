@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowtide._arrays import check_uint
 from lowtide.errors import LowtideTypeError, LowtideValueError
-from lowtide.ops._common import check_mutable, mutated
+from lowtide.ops._common import check_mutable, fake, mutated
 from lowtide.quant._format import (
     NONFINITE,
     ROLE_QUANT_SR,
@@ -421,15 +421,15 @@ def requant_add_sr_list_(
     return skipped
 
 
-@torch.library.register_fake("lowtide::quantize_group_list_")
+@fake("lowtide::quantize_group_list_")
 def _(xs: list[Tensor], *_: object) -> Tensor:
     return xs[0].new_empty((), dtype=torch.int64)
 
 
-@torch.library.register_fake("lowtide::requant_add_sr_list_")
+@fake("lowtide::requant_add_sr_list_")
 def _(codes: list[Tensor], *_: object) -> Tensor:
     return codes[0].new_empty((), dtype=torch.int64)
 
 
-@torch.library.register_fake("lowtide::dequantize_group_list_")
+@fake("lowtide::dequantize_group_list_")
 def _(codes: list[Tensor], *_: object) -> None: ...

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lowtide.ops._common import check_mutable, mutated
+from lowtide.ops._common import check_mutable, fake, mutated
 
 _op = torch.ops.lowtide
 
@@ -47,18 +47,18 @@ def random_dot(
     return _op.random_dot(x, seed, step, slot, param, role, offset, dist)
 
 
-@torch.library.register_fake("lowtide::random_sample")
+@fake("lowtide::random_sample")
 def _(out: Tensor, *_: object) -> None: ...
 
 
-@torch.library.register_fake("lowtide::random_add_")
+@fake("lowtide::random_add_")
 def _(x: Tensor, *_: object) -> None: ...
 
 
-@torch.library.register_fake("lowtide::random_add_list_")
+@fake("lowtide::random_add_list_")
 def _(xs: list[Tensor], *_: object) -> None: ...
 
 
-@torch.library.register_fake("lowtide::random_dot")
+@fake("lowtide::random_dot")
 def _(x: Tensor, *_: object) -> Tensor:
     return x.new_empty((), dtype=torch.float64)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lowtide._arrays import check_uint
 from lowtide.errors import LowtideTypeError
+from lowtide.ops._common import fake
 
 _op = torch.ops.lowtide
 
@@ -41,6 +42,6 @@ def spsa_digest(w: Tensor, offset: int = 0) -> Tensor:
     return _op.spsa_digest(w, offset)
 
 
-@torch.library.register_fake("lowtide::spsa_digest")
+@fake("lowtide::spsa_digest")
 def _(w: Tensor, *_: object) -> Tensor:
     return w.new_empty((), dtype=torch.int64)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
+from lowtide.ops._common import fake
 from lowtide.ops._spsa_arguments import check_address, check_perturbation, check_weights
 
 _op = torch.ops.lowtide
@@ -81,7 +82,7 @@ def _float(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.detach().float().contiguous()
 
 
-@torch.library.register_fake("lowtide::spsa_fused_linear")
+@fake("lowtide::spsa_fused_linear")
 def _(x_plus: Tensor, x_minus: Tensor, w: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     shape = (x_plus.shape[0], w.shape[0])
     return w.new_empty(shape, dtype=torch.float32), w.new_empty(shape, dtype=torch.float32)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowtide._arrays import check_uint
 from lowtide.errors import LowtideTypeError, LowtideValueError
-from lowtide.ops._common import check_mutable, mutated
+from lowtide.ops._common import check_mutable, fake, mutated
 from lowtide.ops.spsa_replay import check_schedule
 
 _op = torch.ops.lowtide
@@ -122,9 +122,9 @@ def spsa_low_rank_replay_(
     mutated(w)
 
 
-@torch.library.register_fake("lowtide::spsa_low_rank_perturb")
+@fake("lowtide::spsa_low_rank_perturb")
 def _(out: Tensor, *_: object) -> None: ...
 
 
-@torch.library.register_fake("lowtide::spsa_low_rank_replay_")
+@fake("lowtide::spsa_low_rank_replay_")
 def _(w: Tensor, *_: object) -> None: ...

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
-from lowtide.ops._common import check_mutable, mutated
+from lowtide.ops._common import check_mutable, fake, mutated
 from lowtide.ops._spsa_arguments import check_address, check_perturbation, check_weights
 
 _op = torch.ops.lowtide
@@ -138,4 +138,4 @@ def _nothing(*_: object) -> None: ...
 
 
 for _name in ("", "_", "_pair", "_list", "_list_"):
-    torch.library.register_fake(f"lowtide::spsa_perturb{_name}")(_nothing)
+    fake(f"lowtide::spsa_perturb{_name}")(_nothing)

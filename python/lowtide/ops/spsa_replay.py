@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowtide._arrays import check_uint
 from lowtide.errors import LowtideTypeError, LowtideValueError
-from lowtide.ops._common import check_mutable, mutated
+from lowtide.ops._common import check_mutable, fake, mutated
 from lowtide.ops.quant import _check_packed
 
 _op = torch.ops.lowtide
@@ -183,9 +183,9 @@ def spsa_replay_codes_(
     mutated(codes)
 
 
-@torch.library.register_fake("lowtide::spsa_replay_codes_")
+@fake("lowtide::spsa_replay_codes_")
 def _(codes: Tensor, *_: object) -> None: ...
 
 
-@torch.library.register_fake("lowtide::spsa_replay_list_")
+@fake("lowtide::spsa_replay_list_")
 def _(ws: list[Tensor], *_: object) -> None: ...
