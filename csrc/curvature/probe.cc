@@ -35,38 +35,15 @@ void for_ranges(const std::vector<Tensor>& tensors, const F& f) {
   });
 }
 
-void check_targets(const std::vector<SignedTarget>& xs) {
+}  // namespace
+
+void check_apart(const std::vector<SignedTarget>& xs) {
   std::vector<MemoryRange> ranges;
   for (const auto& t : xs) ranges.push_back({t.x, t.n * bytes_of(t.dtype), true});
   require(written_apart(std::move(ranges)), "sign: the tensors of a list must lie apart");
 }
 
-}  // namespace
-
-void sign_dot(double* out, const std::vector<SignedInput>& xs, const Probe& probe) {
-  const auto& table = kTables.get();
-  sum_list(out, checked_blocks(xs), [&, key = key_of(probe)](size_t t, int64_t b) {
-    return table.dot(xs[t], key, b * kReduceBlock, std::min(xs[t].n, (b + 1) * kReduceBlock));
-  });
-}
-
-void sign_axpy(const std::vector<SignedTarget>& xs, float scale, const Probe& probe) {
-  check_targets(xs);
-  const auto& table = kTables.get();
-  for_ranges(xs, [&, key = key_of(probe)](const SignedTarget& t, int64_t begin, int64_t end) {
-    table.axpy(t, scale, key, begin, end);
-  });
-}
-
-void sign_fill(const std::vector<SignedTarget>& xs, float scale, const Probe& probe) {
-  check_targets(xs);
-  const auto& table = kTables.get();
-  for_ranges(xs, [&, key = key_of(probe)](const SignedTarget& t, int64_t begin, int64_t end) {
-    table.fill(t, scale, key, begin, end);
-  });
-}
-
-void sign_fma(const std::vector<SignedPair>& pairs, const Join& join, const Probe& probe) {
+void check_apart(const std::vector<SignedPair>& pairs) {
   std::vector<MemoryRange> ranges;
   for (const auto& t : pairs) {
     ranges.push_back({t.acc, 4 * t.n, true});
@@ -76,6 +53,33 @@ void sign_fma(const std::vector<SignedPair>& pairs, const Join& join, const Prob
   require(
       written_apart(std::move(ranges)),
       "sign_fma: each accumulator must be its own x, in float32, or lie apart from all tensors");
+}
+
+void sign_dot(double* out, const std::vector<SignedInput>& xs, const Probe& probe) {
+  const auto& table = kTables.get();
+  sum_list(out, checked_blocks(xs), [&, key = key_of(probe)](size_t t, int64_t b) {
+    return table.dot(xs[t], key, b * kReduceBlock, std::min(xs[t].n, (b + 1) * kReduceBlock));
+  });
+}
+
+void sign_axpy(const std::vector<SignedTarget>& xs, float scale, const Probe& probe) {
+  check_apart(xs);
+  const auto& table = kTables.get();
+  for_ranges(xs, [&, key = key_of(probe)](const SignedTarget& t, int64_t begin, int64_t end) {
+    table.axpy(t, scale, key, begin, end);
+  });
+}
+
+void sign_fill(const std::vector<SignedTarget>& xs, float scale, const Probe& probe) {
+  check_apart(xs);
+  const auto& table = kTables.get();
+  for_ranges(xs, [&, key = key_of(probe)](const SignedTarget& t, int64_t begin, int64_t end) {
+    table.fill(t, scale, key, begin, end);
+  });
+}
+
+void sign_fma(const std::vector<SignedPair>& pairs, const Join& join, const Probe& probe) {
+  check_apart(pairs);
   const auto& table = kTables.get();
   for_ranges(pairs, [&, key = key_of(probe)](const SignedPair& t, int64_t begin, int64_t end) {
     table.fma(t, join, key, begin, end);

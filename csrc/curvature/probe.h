@@ -60,6 +60,11 @@ LT_HD float joined(float acc, float v, const Join& j) {
   return j.a == 0.0f ? add : j.a * acc + add;
 }
 
+// Throw lowtide::Error where memory that is written is shared; the functions on CPU tensors do so
+// themselves.
+void check_apart(const std::vector<SignedTarget>& xs);
+void check_apart(const std::vector<SignedPair>& pairs);
+
 // out[t] = <z, x> of each tensor.
 void sign_dot(double* out, const std::vector<SignedInput>& xs, const Probe& probe);
 // x += scale z: the sum is rounded, to bfloat16 by a second rounding, nearest even.

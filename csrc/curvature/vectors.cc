@@ -27,6 +27,21 @@ std::vector<int64_t> checked_blocks(const std::vector<Pair>& pairs) {
 
 }  // namespace
 
+void check_apart(const std::vector<AxpbyPair>& pairs) {
+  std::vector<MemoryRange> ranges;
+  for (const auto& t : pairs) {
+    ranges.push_back({t.y, t.n * bytes_of(t.y_dtype), true});
+    ranges.push_back({t.x, t.n * bytes_of(t.x_dtype), false});
+  }
+  require(written_apart(std::move(ranges)), "axpby: each y must lie apart from all other tensors");
+}
+
+void check_apart(const Difference& d) {
+  require(apart(d.plus, 4 * d.n, d.minus, 4 * d.n) &&
+              (d.q == nullptr || apart(d.plus, 4 * d.n, d.q, 4 * d.n)),
+          "fd_finish: plus must lie apart from minus and q");
+}
+
 void dot(double* out, const std::vector<DotPair>& pairs) {
   const auto& table = kTables.get();
   sum_list(out, checked_blocks(pairs), [&](size_t t, int64_t b) {
@@ -36,12 +51,7 @@ void dot(double* out, const std::vector<DotPair>& pairs) {
 
 void axpby(const std::vector<AxpbyPair>& pairs, float a, float b) {
   const auto blocks = checked_blocks(pairs);
-  std::vector<MemoryRange> ranges;
-  for (const auto& t : pairs) {
-    ranges.push_back({t.y, t.n * bytes_of(t.y_dtype), true});
-    ranges.push_back({t.x, t.n * bytes_of(t.x_dtype), false});
-  }
-  require(written_apart(std::move(ranges)), "axpby: each y must lie apart from all other tensors");
+  check_apart(pairs);
   const auto& table = kTables.get();
   for_list_blocks<kPieceBlocks>(blocks, [&](size_t t, int64_t begin, int64_t end) {
     table.axpby(pairs[t], a, b, begin * kReduceBlock, std::min(pairs[t].n, end * kReduceBlock));
@@ -50,9 +60,7 @@ void axpby(const std::vector<AxpbyPair>& pairs, float a, float b) {
 
 void fd_finish(double* out, const Difference& d) {
   require(d.n >= 0, "fd_finish: the number of elements must be >= 0");
-  require(apart(d.plus, 4 * d.n, d.minus, 4 * d.n) &&
-              (d.q == nullptr || apart(d.plus, 4 * d.n, d.q, 4 * d.n)),
-          "fd_finish: plus must lie apart from minus and q");
+  check_apart(d);
   const auto& table = kTables.get();
   const int64_t blocks = sum_blocks(d.n);
   std::vector<double> squares(static_cast<size_t>(blocks)), products(squares);

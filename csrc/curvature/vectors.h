@@ -39,6 +39,11 @@ LT_HD float axpby_at(float a, float y, float b, float x) {
   return a == 0.0f ? add : a * y + add;
 }
 
+// Throw lowtide::Error where memory that is written is shared; the functions on CPU tensors do so
+// themselves.
+void check_apart(const std::vector<AxpbyPair>& pairs);
+void check_apart(const Difference& d);
+
 // out[t] = <x, y> of each pair.
 void dot(double* out, const std::vector<DotPair>& pairs);
 // y = a y + b x: products and sum are rounded, to bfloat16 by one more rounding, nearest even. With

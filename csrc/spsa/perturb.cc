@@ -16,7 +16,9 @@ constexpr auto kTables = LT_TABLES(PerturbTable, perturb);
 constexpr int64_t kBlock = 256;          // for_list_blocks hands out 64 of them
 constexpr int64_t kAlign = 64 * kBlock;  // a multiple of every distribution's tile
 
-void check(const Perturbation& t) {
+}  // namespace
+
+void check_perturbation(const Perturbation& t) {
   require(t.n >= 0, "perturb: the number of elements must be >= 0");
   require(t.offset >= 0, "perturb: offset must be >= 0 (the global index of the first element)");
   require(t.threshold >= 0, "perturb: threshold must be >= 0, infinity for none");
@@ -27,14 +29,12 @@ void check(const Perturbation& t) {
           "perturb: minus must lie apart from w and plus");
 }
 
-}  // namespace
-
 void perturb(const std::vector<Perturbation>& tensors, uint64_t seed, uint64_t step, uint32_t slot,
              random::Dist dist) {
   require(random::is_dist(dist), "perturb: dist must be 0, 1, 2 or 3");
   std::vector<int64_t> blocks;
   for (const auto& t : tensors) {
-    check(t);
+    check_perturbation(t);
     blocks.push_back(t.n == 0 ? 0 : (t.offset % kAlign + t.n + kBlock - 1) / kBlock);
   }
   const random::Key key = random::derive_key(seed, step, slot);

@@ -33,6 +33,9 @@ struct Perturbation {
   void* minus = nullptr;  // of the type of out; nullptr: not wanted
 };
 
+// Throws lowtide::Error on sizes, a threshold or overlaps that perturb() refuses.
+void check_perturbation(const Perturbation& t);
+
 // All tensors in one parallel region. Throws lowtide::Error before anything is written.
 void perturb(const std::vector<Perturbation>& tensors, uint64_t seed, uint64_t step, uint32_t slot,
              random::Dist dist);

@@ -12,10 +12,11 @@
 #include <type_traits>
 #include <vector>
 
+#include "torch/place.h"
+
 namespace lowtide::torch_ops {
 
 using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // TORCH_BOX copies any other argument type bit by bit: a float parameter called with 0.1 receives
 // garbage, an int32_t truncates, a string leaks.
@@ -41,30 +42,35 @@ struct Signature<R (*)(A...)> {
     return TORCH_BOX(f);                                                                  \
   }())
 
-inline void check_cpu(const Tensor& t, ScalarType dtype, const char* name, const char* dtype_name) {
-  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous() && t.scalar_type() == dtype, "lowtide: ", name,
-                  " must be a contiguous ", dtype_name, " CPU tensor");
+inline void check_here(const Tensor& t, ScalarType dtype, const char* name,
+                       const char* dtype_name) {
+  STD_TORCH_CHECK(is_here(t) && t.is_contiguous() && t.scalar_type() == dtype, "lowtide: ", name,
+                  " must be a contiguous ", dtype_name, " ", kHere, " tensor");
 }
 
 inline float* f32(const Tensor& t, const char* name) {
-  check_cpu(t, ScalarType::Float, name, "float32");
-  return static_cast<float*>(t.mutable_data_ptr());
+  check_here(t, ScalarType::Float, name, "float32");
+  return static_cast<float*>(data(t));
 }
 inline const float* const_f32(const Tensor& t, const char* name) {
-  check_cpu(t, ScalarType::Float, name, "float32");
-  return static_cast<const float*>(t.const_data_ptr());
+  check_here(t, ScalarType::Float, name, "float32");
+  return static_cast<const float*>(const_data(t));
 }
 inline uint8_t* u8(const Tensor& t, const char* name) {
-  check_cpu(t, ScalarType::Byte, name, "uint8");
-  return static_cast<uint8_t*>(t.mutable_data_ptr());
+  check_here(t, ScalarType::Byte, name, "uint8");
+  return static_cast<uint8_t*>(data(t));
 }
 inline const uint8_t* const_u8(const Tensor& t, const char* name) {
-  check_cpu(t, ScalarType::Byte, name, "uint8");
-  return static_cast<const uint8_t*>(t.const_data_ptr());
+  check_here(t, ScalarType::Byte, name, "uint8");
+  return static_cast<const uint8_t*>(const_data(t));
 }
-inline const int64_t* const_i64(const Tensor& t, const char* name) {
-  check_cpu(t, ScalarType::Long, name, "int64");
-  return static_cast<const int64_t*>(t.const_data_ptr());
+inline const int32_t* const_i32(const Tensor& t, const char* name) {
+  check_here(t, ScalarType::Int, name, "int32");
+  return static_cast<const int32_t*>(const_data(t));
 }
+
+// Bits of an int of a schema as the unsigned number that it stands for.
+inline uint64_t u64(int64_t x) { return static_cast<uint64_t>(x); }
+inline uint32_t u32(int64_t x) { return static_cast<uint32_t>(x); }
 
 }  // namespace lowtide::torch_ops

@@ -1,31 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "curvature/ce_rows.h"
-#include "torch/common.h"
+#include "torch/curvature_ce_args.h"
 
 namespace lowtide::torch_ops {
 namespace {
 
-using curvature::CeRows;
-
-CeRows rows_of(const Tensor& z, const Tensor& r) {
-  CeRows a;
-  a.z = const_f32(z, "z"), a.r = const_f32(r, "r");
-  STD_TORCH_CHECK(z.dim() == 2, "lowtide: z must have two dimensions");
-  a.rows = z.size(0), a.cols = z.size(1);
-  STD_TORCH_CHECK(r.numel() == a.rows, "lowtide: r must have ", a.rows,
-                  " elements, one a row of z, got ", r.numel());
-  return a;
-}
-
-const float* like(const Tensor& t, const Tensor& z, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == z.size(0) && t.size(1) == z.size(1),
-                  "lowtide: ", name, " must have the shape of z");
-  return const_f32(t, name);
-}
-
 Tensor matrix(void (*f)(float*, const CeRows&), const Tensor& z, const CeRows& a) {
   Tensor y = torch::stable::new_empty(z, {a.rows, a.cols}, ScalarType::Float);
-  f(static_cast<float*>(y.mutable_data_ptr()), a);
+  f(static_cast<float*>(data(y)), a);
   return y;
 }
 
@@ -63,7 +44,7 @@ void ce_weighted_in_place(const Tensor& z, const Tensor& r) {
 Tensor ce_trace(const Tensor& z, const Tensor& r) {
   const CeRows a = rows_of(z, r);
   Tensor y = torch::stable::new_empty(z, {a.rows}, ScalarType::Float);
-  curvature::ce_trace(static_cast<float*>(y.mutable_data_ptr()), a);
+  curvature::ce_trace(static_cast<float*>(data(y)), a);
   return y;
 }
 

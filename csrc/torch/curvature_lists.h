@@ -10,9 +10,10 @@ namespace lowtide::torch_ops {
 
 inline Dtype dtype_of(const Tensor& t, const char* name) {
   const ScalarType dtype = t.scalar_type();
-  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous() &&
+  STD_TORCH_CHECK(is_here(t) && t.is_contiguous() &&
                       (dtype == ScalarType::Float || dtype == ScalarType::BFloat16),
-                  "lowtide: ", name, " must hold contiguous float32 or bfloat16 CPU tensors");
+                  "lowtide: ", name, " must hold contiguous float32 or bfloat16 ", kHere,
+                  " tensors");
   return dtype == ScalarType::Float ? Dtype::f32 : Dtype::bf16;
 }
 

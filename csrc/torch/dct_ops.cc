@@ -1,61 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lowrank/dct.h"
-#include "torch/common.h"
+#include "torch/line_args.h"
 
 namespace lowtide::torch_ops {
 namespace {
 
-using lowrank::DctMatrix;
-using lowrank::Lines;
-
-DctMatrix matrix(const Tensor& x, bool columns) {
-  const ScalarType dtype = x.scalar_type();
-  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 2 && x.is_contiguous() &&
-                      (dtype == ScalarType::Float || dtype == ScalarType::BFloat16),
-                  "lowtide: x must be a contiguous 2-D float32 or bfloat16 CPU tensor");
-  return {x.const_data_ptr(),
-          dtype == ScalarType::Float ? quant::FloatType::f32 : quant::FloatType::bf16, x.size(0),
-          x.size(1), columns ? Lines::columns : Lines::rows};
-}
-
-const int32_t* index_of(const std::optional<Tensor>& index, int64_t n, int64_t& count) {
-  count = n;
-  if (!index.has_value()) return nullptr;
-  check_cpu(*index, ScalarType::Int, "index", "int32");
-  count = index->numel();
-  static const int32_t nothing = 0;  // null would mean all of them
-  return count == 0 ? &nothing : static_cast<const int32_t*>(index->const_data_ptr());
-}
-
 Tensor dct_forward(const Tensor& x, const std::optional<Tensor>& index, bool columns) {
-  const DctMatrix m = matrix(x, columns);
-  const int64_t n = columns ? m.rows : m.cols;
+  const DctMatrix m = line_matrix(x, columns);
   int64_t count = 0;
-  const int32_t* at = index_of(index, n, count);
-  Tensor low = columns ? torch::stable::new_empty(x, {count, m.cols}, ScalarType::Float)
-                       : torch::stable::new_empty(x, {m.rows, count}, ScalarType::Float);
+  const int32_t* at = index_of(index, length_of(m), count);
+  Tensor low = torch::stable::new_empty(x, low_shape(m, count), ScalarType::Float);
   lowrank::dct_forward(f32(low, "low"), m, at, count);
   return low;
 }
 
 Tensor dct_inverse(const Tensor& low, const std::optional<Tensor>& index, bool columns, int64_t n) {
-  const float* p = const_f32(low, "low");
-  STD_TORCH_CHECK(low.dim() == 2, "lowtide: low must have two dimensions");
-  int64_t count = 0;
-  const int32_t* at = index_of(index, n, count);
-  STD_TORCH_CHECK(low.size(columns ? 0 : 1) == count, "lowtide: low must have ", count,
-                  " coefficients a line");
-  const int64_t rows = columns ? n : low.size(0), cols = columns ? low.size(1) : n;
-  Tensor x = torch::stable::new_empty(low, {rows, cols}, ScalarType::Float);
-  lowrank::dct_inverse(f32(x, "x"), rows, cols, columns ? Lines::columns : Lines::rows, p, at,
-                       count);
+  const FromLow f = from_low(low, index, columns, n);
+  Tensor x = torch::stable::new_empty(low, {f.x.rows, f.x.cols}, ScalarType::Float);
+  lowrank::dct_inverse(f32(x, "x"), f.x.rows, f.x.cols, f.x.lines, f.low, f.index, f.count);
   return x;
 }
 
 Tensor dct_power(const Tensor& x, bool columns, bool square) {
-  const DctMatrix m = matrix(x, columns);
-  const int64_t n = columns ? m.rows : m.cols;
-  Tensor sums = torch::stable::new_empty(x, {n}, ScalarType::Float);
+  const DctMatrix m = line_matrix(x, columns);
+  Tensor sums = torch::stable::new_empty(x, {length_of(m)}, ScalarType::Float);
   lowrank::dct_power(f32(sums, "sums"), m,
                      square ? lowrank::Power::square : lowrank::Power::magnitude);
   return sums;

@@ -1,53 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-// One matrix a call. Everything is checked before anything is changed.
-#include "optim/factored.h"
-
-#include "torch/common.h"
+// One matrix a call.
+#include "torch/factored_args.h"
 
 namespace lowtide::torch_ops {
 namespace {
 
-using optim::RowMatrix;
-
-RowMatrix matrix(const Tensor& t, int64_t rows, const char* name) {
-  const bool f32 = t.scalar_type() == ScalarType::Float;
-  STD_TORCH_CHECK(
-      (f32 || t.scalar_type() == ScalarType::BFloat16) && t.is_cpu() && t.is_contiguous(),
-      "lowtide: ", name, " must be a contiguous float32 or bfloat16 CPU tensor");
-  const bool divides = rows > 0 ? t.numel() % rows == 0 : t.numel() == 0;
-  STD_TORCH_CHECK(divides, "lowtide: ", name, " must have a multiple of ", rows, " elements, got ",
-                  t.numel());
-  return {t.const_data_ptr(), f32 ? Dtype::f32 : Dtype::bf16, rows,
-          rows > 0 ? t.numel() / rows : 0};
-}
-
-void same_numel(const Tensor& t, int64_t n, const char* name) {
-  STD_TORCH_CHECK(t.numel() == n, "lowtide: ", name, " must have ", n, " elements, got ",
-                  t.numel());
-}
-
 Tensor count(const Tensor& like, bool done) {
   Tensor skipped = torch::stable::new_empty(like, {}, ScalarType::Long);
-  *static_cast<int64_t*>(skipped.mutable_data_ptr()) = done ? 0 : 1;
+  *static_cast<int64_t*>(data(skipped)) = done ? 0 : 1;
   return skipped;
 }
 
 Tensor adafactor(const Tensor& u, const std::optional<Tensor>& grad, const Tensor& row,
                  const Tensor& col, double beta2, double eps, double least, double mean_least,
                  double threshold) {
-  float* out = f32(u, "u");
-  const RowMatrix g = matrix(grad ? *grad : u, row.numel(), "g");
-  same_numel(u, g.rows * g.cols, "u");
-  const bool factored = col.numel() > 0;
-  if (factored) same_numel(col, g.cols, "col");
-  const bool done = optim::adafactor(out, f32(row, "row"), factored ? f32(col, "col") : nullptr, g,
-                                     {beta2, eps, least, mean_least, threshold});
-  return count(u, done);
+  const Adafactor a = adafactor_of(u, grad, row, col);
+  return count(
+      u, optim::adafactor(a.u, a.row, a.col, a.g, {beta2, eps, least, mean_least, threshold}));
 }
 
 Tensor block_adam(const Tensor& factor, const Tensor& grad, const Tensor& v, double beta2, double a,
                   double s, double eps) {
-  const RowMatrix g = matrix(grad, v.numel(), "g");
+  const RowMatrix g = row_matrix(grad, v.numel(), "g");
   same_numel(factor, g.rows, "factor");
   const bool done = optim::block_adam(f32(factor, "factor"), f32(v, "v"), g, {beta2, a, s, eps});
   return count(grad, done);
@@ -55,21 +29,21 @@ Tensor block_adam(const Tensor& factor, const Tensor& grad, const Tensor& v, dou
 
 Tensor row_dots(const Tensor& x, const Tensor& y, int64_t rows) {
   STD_TORCH_CHECK(rows >= 0, "lowtide: rows must be >= 0, got ", rows);
-  const RowMatrix a = matrix(x, rows, "x"), b = matrix(y, rows, "y");
+  const RowMatrix a = row_matrix(x, rows, "x"), b = row_matrix(y, rows, "y");
   same_numel(y, x.numel(), "y");
   Tensor out = torch::stable::new_empty(x, {rows}, ScalarType::Double);
-  optim::row_dots(static_cast<double*>(out.mutable_data_ptr()), a, b);
+  optim::row_dots(static_cast<double*>(data(out)), a, b);
   return out;
 }
 
 void shear_rows(const Tensor& u, const Tensor& c, const Tensor& weight) {
-  const RowMatrix w = matrix(weight, c.numel(), "w");
+  const RowMatrix w = row_matrix(weight, c.numel(), "w");
   same_numel(u, weight.numel(), "u");
   optim::shear_rows(f32(u, "u"), const_f32(c, "c"), w);
 }
 
 void scale_rows(const Tensor& u, const Tensor& c) {
-  const RowMatrix w = matrix(u, c.numel(), "u");
+  const RowMatrix w = row_matrix(u, c.numel(), "u");
   optim::scale_rows(f32(u, "u"), const_f32(c, "c"), w.rows, w.cols);
 }
 

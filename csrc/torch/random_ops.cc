@@ -1,15 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/fpenv.h"
-#include "random/stream.h"
-#include "torch/common.h"
+#include "torch/random_args.h"
 
 namespace lowtide::torch_ops {
 namespace {
-
-random::Stream stream(int64_t seed, int64_t step, int64_t slot, int64_t param, int64_t role) {
-  return {static_cast<uint64_t>(seed), static_cast<uint64_t>(step), static_cast<uint32_t>(slot),
-          static_cast<uint32_t>(param), static_cast<uint32_t>(role)};
-}
 
 void random_sample(const Tensor& out, int64_t seed, int64_t step, int64_t slot, int64_t param,
                    int64_t role, int64_t offset, int64_t dist) {

@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "spsa/digest.h"
-#include "torch/common.h"
+#include "torch/spsa_digest_args.h"
 
 namespace lowtide::torch_ops {
 namespace {
 
 Tensor spsa_digest(const Tensor& w, int64_t offset) {
-  const auto width = static_cast<int64_t>(w.element_size());
-  STD_TORCH_CHECK(w.is_cpu() && w.is_contiguous() && (width == 1 || width == 2 || width == 4),
-                  "lowtide: w must be a contiguous CPU tensor of 1-, 2- or 4-byte elements");
+  const int width = digest_width(w);
   Tensor sum = torch::stable::new_empty(w, {}, ScalarType::Long);
-  *static_cast<uint64_t*>(sum.mutable_data_ptr()) =
-      spsa::digest(w.const_data_ptr(), static_cast<int>(width), w.numel(), offset);
+  *static_cast<uint64_t*>(data(sum)) = spsa::digest(const_data(w), width, w.numel(), offset);
   return sum;
 }
 
