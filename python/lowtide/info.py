@@ -60,12 +60,17 @@ def _torch_ops() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any]:
+    """What of CUDA is built, why the ops do not run on it where they do not, and the devices of torch."""
     built = any(Path(_core.__file__).parent.glob("_ops_cuda*"))
-    found: dict[str, Any] = {"ops_built": built, "torch_cuda": None, "devices": []}
+    found: dict[str, Any] = {"ops_built": built, "ops_missing": None, "torch_cuda": None, "devices": []}
     try:
         import torch
-    except (ImportError, OSError):
+
+        import lowtide.ops._cuda as loader
+    except Exception as error:  # a broken installation is what a report is for
+        found["ops_missing"] = str(error)
         return found
+    found["ops_missing"] = loader.missing
     found["torch_cuda"] = torch.version.cuda
     if torch.cuda.is_available():
         found["devices"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -85,7 +85,7 @@ def test_info_as_a_process(cli: Cli) -> None:
     facts = json.loads(done.stdout)
     assert facts["lowtide"] == lt.__version__
     assert facts["native"]["isa"] in facts["native"]["available_isas"]
-    assert set(facts["cuda"]) == {"ops_built", "torch_cuda", "devices"}
+    assert set(facts["cuda"]) == {"ops_built", "ops_missing", "torch_cuda", "devices"}
 
 
 def test_info_shows_a_forced_instruction_set(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

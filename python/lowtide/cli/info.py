@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{native['threads']} for NumPy" + (f", {ops['threads']} for torch" if ops["loaded"] else ""),
         ),
         ("torch ops", "loaded" if ops["loaded"] else f"not loaded: {ops['reason']}"),
-        ("CUDA kernels", "built" if cuda["ops_built"] else "not built"),
+        ("CUDA ops", f"not loaded: {cuda['ops_missing']}" if cuda["ops_missing"] else "loaded"),
         ("CUDA in torch", cuda["torch_cuda"] or "none"),
         ("CUDA devices", ", ".join(cuda["devices"]) or "none"),
         ("python", f"{facts['python']}, {facts['platform']}, {facts['processors']} processors"),

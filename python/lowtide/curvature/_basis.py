@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lowtide.errors import LowtideValueError
 from lowtide.ops import quant as _codec
+from lowtide.ops._cuda import native
 from lowtide.ops.curvature_krylov import curvature_lanczos_step_, curvature_project_
 
 BASIS_DTYPES = ("fp32", "bf16", "int8")
@@ -80,7 +81,7 @@ class KrylovBasis:
         kind = {"fp32": dtype, "bf16": torch.bfloat16, "int8": torch.uint8}[store]
         self._data = torch.empty((capacity, n), dtype=kind, device=device)
         groups = (n + GROUP - 1) // GROUP if store == "int8" else 0
-        self._native = dtype == torch.float32 and self._data.device.type == "cpu"
+        self._native = dtype == torch.float32 and native(self._data.device)
         self._scale = torch.empty((capacity, groups), dtype=torch.float32, device=device)
 
     @property
@@ -195,7 +196,7 @@ def three_term_(w: Tensor, q: Tensor, previous: Tensor | None, beta: float) -> t
 
     With vectors that were not rounded: what a quantized basis is left to take out of ``w`` is small, and so are its errors.
     """
-    if w.dtype == torch.float32 and w.device.type == "cpu":
+    if w.dtype == torch.float32 and native(w.device):
         return curvature_lanczos_step_(w, q, previous, beta)
     if previous is not None:
         w.sub_(previous, alpha=beta)

@@ -26,6 +26,7 @@ from torch import Tensor
 import lowtide
 from lowtide.curvature._problem import Problem
 from lowtide.errors import LowtideValueError
+from lowtide.ops._cuda import native
 from lowtide.ops.curvature_probe import curvature_sign_dot
 from lowtide.ops.spsa_perturb import spsa_perturb_list
 
@@ -184,12 +185,12 @@ class FiniteDifference:
 
         def perturb(scratch: Tensor, h: float) -> None:
             views, tensors = self.layout.views(scratch), self.problem.tensors
-            native = [t for t, theta in enumerate(tensors) if _native(theta, views[t])]
+            fused = [t for t, theta in enumerate(tensors) if _native(theta, views[t])]
             spsa_perturb_list(
-                [views[t] for t in native], [tensors[t] for t in native], [h] * len(native), seed, k, 0, native,
+                [views[t] for t in fused], [tensors[t] for t in fused], [h] * len(fused), seed, k, 0, fused,
                 lowtide.random.DISTS["rademacher"],
             )  # fmt: skip
-            for t in set(range(len(tensors))) - set(native):
+            for t in set(range(len(tensors))) - set(fused):
                 z = lowtide.random.sample(
                     tensors[t].shape, seed=seed, step=k, param=t, dist="rademacher", like="torch"
                 )
@@ -199,14 +200,12 @@ class FiniteDifference:
 
 
 def _native(theta: Tensor, out: Tensor) -> bool:
-    return (
-        theta.device.type == "cpu" and theta.is_contiguous() and theta.dtype in FLOATS and out.dtype in FLOATS
-    )
+    return native(theta.device) and theta.is_contiguous() and theta.dtype in FLOATS and out.dtype in FLOATS
 
 
 def _probe_dot(g: Tensor, seed: int, k: int, t: int) -> float:
     """``<z_t, g>`` in double: two of them are nearly equal, and what float32 sums lose would be most of their difference."""
-    if g.device.type == "cpu" and g.dtype in (torch.float32, torch.bfloat16):
+    if native(g.device) and g.dtype in (torch.float32, torch.bfloat16):
         return float(curvature_sign_dot([g.contiguous()], seed, k, 0, [t]))
     z = lowtide.random.sample((g.numel(),), seed=seed, step=k, param=t, dist="rademacher", like="torch")
     return float(g.reshape(-1).double().cpu() @ z.double())

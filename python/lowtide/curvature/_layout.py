@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lowtide import ops
 from lowtide.errors import LowtideTypeError, LowtideValueError
+from lowtide.ops._cuda import native
 
 #: What an operator takes as a vector: flat, or one tensor a parameter, in order or by name.
 Vector = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -129,7 +130,7 @@ class Layout:
 
     @property
     def _drawn_in_place(self) -> bool:
-        return self.dtype == torch.float32 and self.device.type == "cpu"
+        return self.dtype == torch.float32 and native(self.device)
 
     def _parts_of(self, flat: Tensor) -> tuple[Tensor, ...]:
         return torch.split(flat, list(self.sizes))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cross entropy's Hessian in the logits: native on float32 CPU tensors, torch's operations on the others.
+"""Cross entropy's Hessian in the logits: native on float32 tensors of a CPU or, where its kernels are built, of CUDA, torch's operations on the others.
 
 The torch forms record a graph and are used under autograd, too. z, u, q: (N, C); r: (N,) factors of the rows.
 """
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from lowtide import ops
+from lowtide.ops._cuda import native
 
 _PRODUCT = torch.ops.lowtide.curvature_ce_product_.default
 
 
 def _native(*tensors: Tensor) -> bool:
     for t in tensors:
-        if t.dtype != torch.float32 or not t.is_cpu or (t.requires_grad and torch.is_grad_enabled()):
+        if t.dtype != torch.float32 or not native(t.device) or (t.requires_grad and torch.is_grad_enabled()):
             return False
     return True
 

@@ -3,7 +3,8 @@
 
 The wrappers do what a stable-ABI kernel cannot: they bump the version counters of mutated tensors, so that
 autograd notices an in-place change, and refuse to change a leaf that requires grad. One module per family;
-each op has a schema and CPU kernel in ``csrc/torch/<family>_ops.cc``.
+each op has a schema and CPU kernel in ``csrc/torch/<family>_ops.cc``, many a CUDA kernel in
+``csrc/torch/cuda/<family>_ops.cc``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from lowtide import _core
 
 torch.ops.lowtide._set_isa(_core.active_isa_id())
 
+from lowtide.ops import _cuda  # noqa: E402, F401  (registers the CUDA kernels)
 from lowtide.ops.channels import channel_energy, ordered_sum  # noqa: E402
 from lowtide.ops.combine import combine_  # noqa: E402
 from lowtide.ops.curvature_ce import (  # noqa: E402

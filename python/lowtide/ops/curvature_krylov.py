@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.ops._common import check_mutable, fake, mutated
+from lowtide.ops._cuda import native
 
 _op = torch.ops.lowtide
 _GROUP = 256
@@ -88,7 +89,7 @@ def curvature_lanczos_step_(
 
 
 def _vector(name: str, x: Tensor, like: Tensor | None) -> None:
-    if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.device.type == "cuda":
+    if not isinstance(x, Tensor) or x.dtype != torch.float32 or not native(x.device):
         got = f"{x.dtype} on {x.device}" if isinstance(x, Tensor) else type(x).__name__
         raise LowtideTypeError(f"{name} must be a float32 CPU tensor, got {got}")
     if not x.is_contiguous() or (like is not None and x.numel() != like.numel()):

@@ -9,6 +9,7 @@ from torch import Tensor
 from lowtide._arrays import check_uint
 from lowtide.errors import LowtideTypeError
 from lowtide.ops._common import fake
+from lowtide.ops._cuda import native
 
 _op = torch.ops.lowtide
 
@@ -20,7 +21,7 @@ def spsa_digest(w: Tensor, offset: int = 0) -> Tensor:
     shards add up, modulo 2**64, to that of the whole.
 
     Args:
-        w: CPU tensor of any dtype with elements of 1, 2, 4 or 8 bytes; the latter count as two elements of 4, low half
+        w: CPU or CUDA tensor of any dtype with elements of 1, 2, 4 or 8 bytes; the latter count as two elements of 4, low half
             first. Elements are numbered in C order (a tensor that is not contiguous is copied).
         offset: global index of the first element, in elements of ``w``.
 
@@ -30,7 +31,7 @@ def spsa_digest(w: Tensor, offset: int = 0) -> Tensor:
     Raises:
         LowtideTypeError: not a CPU tensor of such elements. LowtideValueError: a bad offset.
     """
-    if not isinstance(w, Tensor) or w.element_size() not in (1, 2, 4, 8) or w.device.type == "cuda":
+    if not isinstance(w, Tensor) or w.element_size() not in (1, 2, 4, 8) or not native(w.device):
         raise LowtideTypeError(
             "w must be a CPU tensor of 1-, 2-, 4- or 8-byte elements, got "
             + (f"{w.dtype} on {w.device}" if isinstance(w, Tensor) else type(w).__name__)

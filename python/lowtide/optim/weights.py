@@ -36,7 +36,7 @@ def check(p: Tensor) -> None:
         raise LowtideTypeError(
             f"parameters must be float32, bfloat16 or lt.quant weights, got {p.dtype}; convert the model with .float() or .bfloat16()"
         )
-    if p.device.type == "cpu" and not p.is_contiguous():
+    if p.device.type in ("cpu", "cuda") and not p.is_contiguous():
         raise LowtideValueError(
             f"parameters must be contiguous, got strides {p.stride()} for shape {tuple(p.shape)}"
         )

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+# Torch ops on CUDA tensors. One set of objects, two modules: _ops_cuda for real devices, and for the tests
+# _ops_emulated, where the translated PTX runs on the CPU (tests/cuda/torch).
+include_guard()
+if(NOT LOWTIDE_CUDA_ACTIVE OR NOT (LOWTIDE_TORCH OR LOWTIDE_TESTS))
+  return()
+endif()
+include(${PROJECT_SOURCE_DIR}/cmake/torch.cmake)
+
+set(_header torch/csrc/stable/accelerator.h)
+set(_skipped)
+if(NOT LOWTIDE_TORCH_DIR)
+  set(_skipped "${Python_EXECUTABLE} has no torch")
+elseif(NOT EXISTS ${LOWTIDE_TORCH_DIR}/include/${_header})
+  set(_skipped "torch in ${LOWTIDE_TORCH_DIR} has no ${_header}")
+else()
+  file(STRINGS ${LOWTIDE_TORCH_DIR}/include/${_header} _has REGEX nativeHandle)
+  if(NOT _has)
+    set(_skipped "torch in ${LOWTIDE_TORCH_DIR} is older than 2.13")
+  endif()
+endif()
+if(_skipped)
+  message(STATUS "CUDA torch ops: left out (${_skipped})")
+  if(LOWTIDE_TESTS)
+    enable_testing()
+    add_test(NAME cuda.torch_ops COMMAND ${CMAKE_COMMAND} -E echo
+      "SKIPPED: the CUDA torch ops were not built: ${_skipped}; configure with -DPython_EXECUTABLE=... of a Python with torch 2.13")
+    set_tests_properties(cuda.torch_ops PROPERTIES SKIP_REGULAR_EXPRESSION "SKIPPED")
+  endif()
+  return()
+endif()
+
+# 2.13 is the first with a stream's native handle among the symbols of libtorch_cpu: the module loads beside a torch
+# without CUDA, too.
+lowtide_torch_headers(lowtide_torch_cuda_headers 0x020d000000000000ULL)
+file(GLOB _sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/torch/cuda/*_ops.cc)
+add_library(lowtide_torch_cuda OBJECT ${_sources} ${PROJECT_SOURCE_DIR}/csrc/torch/cuda/tables.cc)
+target_compile_definitions(lowtide_torch_cuda PUBLIC LOWTIDE_OPS_CUDA)
+target_link_libraries(lowtide_torch_cuda PUBLIC lowtide lowtide_torch_cuda_headers)
+
+lowtide_torch_module(_ops_cuda lowtide_torch_cuda_headers ${PROJECT_SOURCE_DIR}/csrc/torch/cuda/device.cc)
+target_compile_definitions(_ops_cuda PRIVATE LOWTIDE_OPS_CUDA)
+target_include_directories(_ops_cuda SYSTEM PRIVATE ${LOWTIDE_CUDA_HOME}/include)
+target_sources(_ops_cuda PRIVATE $<TARGET_OBJECTS:lowtide_torch_cuda>)
+target_link_libraries(_ops_cuda PRIVATE lowtide_cuda lowtide lowtide_cudart)
+# cudart's symbols stay inside: torch brings its own.
+target_link_options(_ops_cuda PRIVATE -Wl,--exclude-libs,ALL)
+if(LOWTIDE_TORCH)
+  install(TARGETS _ops_cuda DESTINATION lowtide COMPONENT python)
+endif()
+
+if(LOWTIDE_TESTS)
+  lowtide_torch_module(_ops_emulated lowtide_torch_cuda_headers ${PROJECT_SOURCE_DIR}/tests/cuda/torch/emulated_device.cc)
+  target_compile_definitions(_ops_emulated PRIVATE LOWTIDE_OPS_CUDA)
+  target_sources(_ops_emulated PRIVATE $<TARGET_OBJECTS:lowtide_torch_cuda>)
+  foreach(objects ${_all_kernels})
+    target_sources(_ops_emulated PRIVATE $<TARGET_OBJECTS:${objects}>)
+  endforeach()
+  target_link_libraries(_ops_emulated PRIVATE lowtide_cuda lowtide lowtide_emu_plain)
+endif()
