@@ -99,7 +99,8 @@ NEON = Stage(
 CUDA = Stage(
     "cuda",
     "CUDA kernels: compiled by nvcc, their PTX executed on the CPU",
-    _preset("cuda"),
+    # With torch's headers: the emulated ops that tests/cuda/torch run in the pytest stage are built here.
+    _preset("cuda", configure=f"-DPython_EXECUTABLE={ROOT}/{BIN}/python"),
     _CTEST,
     _needs("nvcc"),
 )

@@ -22,6 +22,7 @@ char* arena_end = nullptr;  // of what has been handed out, whole pages
 int open_depth = 0;
 size_t live_bytes = 0;
 std::map<uint64_t, size_t> live;
+std::map<uint64_t, size_t> adopted;
 uint64_t last_begin = 0, last_end = 0;  // the allocation hit by the last check
 
 void Protect(int protection) {
@@ -121,14 +122,30 @@ bool DeviceMemory::IsDevice(const void* p) {
 
 bool DeviceMemory::Contains(uint64_t address, size_t bytes) {
   if (address >= last_begin && address <= last_end && bytes <= last_end - address) return true;
-  auto it = live.upper_bound(address);
-  if (it == live.begin()) return false;
-  --it;
-  const uint64_t end = it->first + it->second;
-  if (address > end || bytes > end - address) return false;
-  last_begin = it->first;
-  last_end = end;
-  return true;
+  const bool device = IsDevice(reinterpret_cast<const void*>(address));
+  const auto& ranges = device ? live : adopted;
+  for (auto it = ranges.upper_bound(address); it != ranges.begin();) {
+    --it;
+    const uint64_t end = it->first + it->second;
+    if (address <= end && bytes <= end - address) {
+      last_begin = it->first;
+      last_end = end;
+      return true;
+    }
+    if (device) return false;  // adopted ranges may overlap
+  }
+  return false;
+}
+
+void DeviceMemory::Adopt(const void* p, size_t bytes) {
+  size_t& held = adopted[reinterpret_cast<uint64_t>(p)];
+  if (bytes > held) held = bytes;
+  last_begin = last_end = 0;
+}
+
+void DeviceMemory::Disown() {
+  adopted.clear();
+  last_begin = last_end = 0;
 }
 
 size_t DeviceMemory::LiveBytes() { return live_bytes; }

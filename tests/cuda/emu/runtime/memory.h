@@ -24,6 +24,11 @@ class DeviceMemory {
   static bool Contains(uint64_t address, size_t bytes);  // inside one live allocation
   static size_t LiveBytes();
 
+  // Host memory that kernels may touch as if it had been allocated here, until Disown(). For code
+  // whose allocator is not this runtime's.
+  static void Adopt(const void* p, size_t bytes);
+  static void Disown();
+
   // While one of these lives, the arena can be read and written by this process.
   class Open {
    public:
