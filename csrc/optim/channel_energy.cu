@@ -84,6 +84,17 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// One warp, whose lanes are those of the definition: n is the number of a matrix's channels.
+__global__ void __launch_bounds__(kEnergyLanes)
+    ordered_sum(double* __restrict__ sum, const double* __restrict__ x, int64_t n) {
+  double acc = 0;
+  for (int64_t j = threadIdx.x; j < n; j += kEnergyLanes) acc = __dadd_rn(acc, x[j]);
+#pragma unroll
+  for (int w = kEnergyLanes / 2; w >= 1; w /= 2)
+    acc = __dadd_rn(acc, __shfl_down_sync(0xffffffffu, acc, w));
+  if (threadIdx.x == 0) sum[0] = acc;
+}
+
 template <class T>
 int launch(double* energy, const T* x, int64_t rows, int64_t cols, Channels channels,
            double* scratch, cudaStream_t stream) {
@@ -127,6 +138,12 @@ int channel_energy(double* energy, const EnergyMatrix& m, Channels channels, dou
                                                  m.cols, channels, scratch, stream)
                                : kernels::launch(energy, static_cast<const uint16_t*>(m.x), m.rows,
                                                  m.cols, channels, scratch, stream);
+}
+
+int ordered_sum(double* sum, const double* x, int64_t n, void* cuda_stream) {
+  if (n < 0) return static_cast<int>(cudaErrorInvalidValue);
+  kernels::ordered_sum<<<1, kEnergyLanes, 0, as_stream(cuda_stream)>>>(sum, x, n);
+  return launched();
 }
 
 }  // namespace lowtide::optim::cuda

@@ -11,5 +11,6 @@ int64_t channel_energy_scratch(int64_t rows, int64_t cols, Channels channels);
 // (0: success). Nothing waits for the device.
 int channel_energy(double* energy, const EnergyMatrix& m, Channels channels, double* scratch,
                    void* cuda_stream);
+int ordered_sum(double* sum, const double* x, int64_t n, void* cuda_stream);
 
 }  // namespace lowtide::optim::cuda

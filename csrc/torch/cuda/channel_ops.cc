@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-// ordered_sum has no kernel: it adds one row in order.
 #include "optim/channel_energy_cuda.h"
 #include "optim/combine_cuda.h"
 #include "torch/channel_args.h"
@@ -20,6 +19,15 @@ Tensor channel_energy(const Tensor& x, bool columns) {
   return energy;
 }
 
+Tensor ordered_sum(const Tensor& x) {
+  const OnDevice device(x);
+  check_here(x, ScalarType::Double, "x", "float64");
+  Tensor sum = empty(x, {}, ScalarType::Double);
+  check(optim::cuda::ordered_sum(as<double>(sum), as<const double>(x), x.numel(), device.stream()),
+        "ordered_sum");
+  return sum;
+}
+
 // That index ascends within p is not checked: it would have to come back to the host.
 void combine(const Tensor& p, const std::optional<Tensor>& g, const std::optional<Tensor>& k,
              int64_t along, bool sign, const std::optional<Tensor>& u,
@@ -38,6 +46,7 @@ void combine(const Tensor& p, const std::optional<Tensor>& g, const std::optiona
 
 STABLE_TORCH_LIBRARY_IMPL(lowtide, CUDA, m) {
   m.impl("channel_energy", LT_BOX(&channel_energy));
+  m.impl("ordered_sum", LT_BOX(&ordered_sum));
   m.impl("combine_", LT_BOX(&combine));
 }
 

@@ -26,10 +26,11 @@ _TINY = 1e-12
 def _energy(x: Tensor) -> float:
     """Sum of squares, in double, in an order of its own."""
     from lowtide import ops
+    from lowtide.ops._cuda import native
 
     if x.numel() == 0:
         return 0.0
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+    if not native(x.device) or x.dtype not in (torch.float32, torch.bfloat16):
         return float(x.double().square().sum())
     x = x.contiguous()
     return total(ops.row_dots(x, x, x.shape[0] if x.dim() > 1 else 1))

@@ -75,10 +75,11 @@ def consume(p: Tensor, grad: Tensor) -> Tensor:
 def finite(x: Tensor) -> bool:
     """Whether no element is inf or NaN: one pass that only reads (``isfinite().all()`` takes 50 times as long)."""
     from lowtide import ops
+    from lowtide.ops._cuda import native
 
     if x.numel() == 0:
         return True
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+    if not native(x.device) or x.dtype not in (torch.float32, torch.bfloat16):
         return all(bool(end.isfinite()) for end in torch.aminmax(x))
     # Squares and their sums cannot leave the range of doubles.
     energy = ops.channel_energy(x.reshape(x.shape[0] if x.dim() > 1 else 1, -1), dim=1)

@@ -44,6 +44,16 @@ TEST_F(ChannelEnergyCuda, SameBitsForEverySizeAndAlignment) {
       }
 }
 
+TEST_F(ChannelEnergyCuda, OrderedSumsHaveTheSameBits) {
+  for (int64_t n : sizes({0, 1, 31, 32, 33, 100}, {4099})) {
+    std::vector<double> x;
+    for (float v : noise(n, 5)) x.push_back(static_cast<double>(v) * 1e-3);
+    DeviceArray<double> dx(x), sum(1);
+    ASSERT_EQ(cuda::ordered_sum(sum.data(), dx.data(), n, nullptr), 0);
+    EXPECT_TRUE(SameBits(sum.host(), {ordered_sum(x.data(), n)})) << n;
+  }
+}
+
 TEST_F(ChannelEnergyCuda, BadSizesAreRefused) {
   DeviceArray<double> e(1);
   for (const EnergyMatrix& bad :

@@ -10,9 +10,9 @@ import pytest
 import torch
 from emulated import compare, has_kernel
 
-#: Ops that CUDA tensors do not have (docs/kernels.md says so): refreshes that factorize on the host, an ordered sum of
-#: one row, and the fused zeroth-order linear layer.
-MISSING = {"ordered_sum", "rsvd", "spsa_fused_linear"}
+#: Ops that CUDA tensors do not have (docs/kernels.md says so): refreshes, which factorize on the host, and the
+#: fused zeroth-order linear layer.
+MISSING = {"rsvd", "spsa_fused_linear"}
 CONTROLS = {"_active_isa", "_set_isa"}
 NAMES = {
     name.removeprefix("lowtide::")

@@ -55,7 +55,8 @@ def test_products_of_strided_matrices_into_a_given_one() -> None:
 def test_energies() -> None:
     for shape, columns in itertools.product([(5, 70), (1, 1), (300, 33), (0, 5), (4, 0)], [False, True]):
         for dtype in (torch.float32, torch.bfloat16):
-            compare(_op.channel_energy.default, (matrix(*shape, dtype=dtype), columns))
+            energy = compare(_op.channel_energy.default, (matrix(*shape, dtype=dtype), columns))
+            compare(_op.ordered_sum.default, (energy,))
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
