@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -29,12 +31,12 @@ def documented() -> list[list[str]]:
     return lines[1:]
 
 
-def runnable(command: list[str], *more: str) -> list[str]:
-    """A documented command as this interpreter's, with options of our own behind it."""
+def runnable(python: str, command: list[str], *more: str) -> list[str]:
+    """A documented command as that interpreter's, with options of our own behind it."""
     if command[0] == "lowtide":
-        return [sys.executable, "-m", "lowtide", *command[1:], *more]
+        return [python, "-m", "lowtide", *command[1:], *more]
     assert command[:2] == ["python", "examples/trainer_qgalore.py"]
-    return [sys.executable, str(ROOT / command[1]), *command[2:], *more]
+    return [python, str(ROOT / command[1]), *command[2:], *more]
 
 
 def run(command: list[str], folder: Path) -> str:
@@ -62,34 +64,34 @@ def kill_in_the_middle(command: list[str], folder: Path, out: Path) -> None:
     assert process.returncode == -signal.SIGKILL, "the run was over before it could be killed"
 
 
-def hour(folder: Path, *sizes: str, uninterrupted: bool = True) -> list[dict[str, Any]]:
+def hour(folder: Path, *sizes: str, python: str = sys.executable) -> list[dict[str, Any]]:
     """The section's commands in ``folder``, with smaller sizes; returns the metrics of the resumed run."""
     from safetensors import safe_open
 
     start, resume = documented()
     assert resume == [*start, "--resume"]
     assert start[start.index("--out") + 1] == "run"
-    if uninterrupted:
-        run(runnable(start, *sizes, "--out", "whole"), folder)
-    kill_in_the_middle(runnable(start, *sizes), folder, folder / "run")
+    run(runnable(python, start, *sizes, "--out", "whole"), folder)
+    kill_in_the_middle(runnable(python, start, *sizes), folder, folder / "run")
     assert not (folder / "run" / "model").exists()
-    run(runnable(resume, *sizes), folder)
+    run(runnable(python, resume, *sizes), folder)
 
     records = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [r["step"] for r in records if "loss" in r]
     assert steps == list(range(1, steps[-1] + 1))
     assert steps[-1] == json.loads((folder / "run" / "summary.json").read_text())["step"]
-    if uninterrupted:
-        with (
-            safe_open(folder / "whole" / "model" / "model.safetensors", "pt") as a,
-            safe_open(folder / "run" / "model" / "model.safetensors", "pt") as b,
-        ):
-            assert set(a.keys()) == set(b.keys())
-            assert all(a.get_tensor(k).equal(b.get_tensor(k)) for k in a.keys())  # noqa: SIM118
+    with (
+        safe_open(folder / "whole" / "model" / "model.safetensors", "pt") as a,
+        safe_open(folder / "run" / "model" / "model.safetensors", "pt") as b,
+    ):
+        assert set(a.keys()) == set(b.keys())
+        assert all(a.get_tensor(k).equal(b.get_tensor(k)) for k in a.keys())  # noqa: SIM118
     return records
 
 
-def test_own_model_and_own_text(tmp_path: Path) -> None:
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder with ``notes.txt`` and ``my-model``: two layers of 64 features and a tokenizer of 300 pieces."""
     transformers = pytest.importorskip("transformers", reason="the Trainer (pip install lowtide[demo])")
     tokenizers = pytest.importorskip("tokenizers", reason="the Trainer (pip install lowtide[demo])")
     import torch
@@ -113,13 +115,49 @@ def test_own_model_and_own_text(tmp_path: Path) -> None:
         tie_word_embeddings=True,
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "my-model")
+    return tmp_path
+
+
+def check_small(folder: Path, python: str) -> None:
     sizes = ("--steps", "60", "--save-steps", "4", "--seq-len", "32", "--rank", "8", "--lr", "1e-3")
-    records = hour(tmp_path, *sizes)
+    records = hour(folder, *sizes, python=python)
     values = [r["val_loss"] for r in records if "val_loss" in r]
     assert values[-1] < values[0] - 0.1
-    assert (
-        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").dtype == torch.float32
-    )
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "run" / "model")
+    assert {str(p.dtype) for p in model.parameters()} == {"torch.float32"}
+
+
+def test_own_model_and_own_text(own: Path) -> None:
+    check_small(own, sys.executable)
+
+
+@pytest.fixture
+def python_with_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The interpreter of a fresh virtual environment in which the wheel was installed; other packages are this environment's."""
+    given = os.environ.get("LOWTIDE_WHEEL")
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}-"
+    wheels = [Path(given)] if given else sorted((ROOT / "dist").glob(f"lowtide-*{tag}*.whl"))
+    if not wheels:
+        pytest.skip("there is no wheel of this Python in dist/ (make wheel) and LOWTIDE_WHEEL names none")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    folder = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    python = str(folder / "bin" / "python")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-index", "--no-deps"]
+    subprocess.run([*pip, str(wheels[-1])], check=True)
+    site = next(folder.glob("lib/python*/site-packages"))
+    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    where = "import lowtide; print(lowtide.__file__)"
+    found = subprocess.run([python, "-c", where], check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert str(site) in found.stdout
+    return python
+
+
+@pytest.mark.slow
+def test_on_the_wheel_in_a_fresh_environment(own: Path, python_with_wheel: str) -> None:
+    check_small(own, python_with_wheel)
 
 
 @pytest.mark.slow
