@@ -68,9 +68,9 @@ def hour(folder: Path, *sizes: str, python: str = sys.executable) -> list[dict[s
     """The section's commands in ``folder``, with smaller sizes; returns the metrics of the resumed run."""
     from safetensors import safe_open
 
-    start, resume = documented()
+    start, resume, report = documented()
     assert resume == [*start, "--resume"]
-    assert start[start.index("--out") + 1] == "run"
+    assert start[start.index("--out") + 1] == report[-1] == "run"
     run(runnable(python, start, *sizes, "--out", "whole"), folder)
     kill_in_the_middle(runnable(python, start, *sizes), folder, folder / "run")
     assert not (folder / "run" / "model").exists()
@@ -86,6 +86,10 @@ def hour(folder: Path, *sizes: str, python: str = sys.executable) -> list[dict[s
     ):
         assert set(a.keys()) == set(b.keys())
         assert all(a.get_tensor(k).equal(b.get_tensor(k)) for k in a.keys())  # noqa: SIM118
+    run(runnable(python, report), folder)
+    page = (folder / "run" / "report.html").read_text()
+    assert "<svg" in page
+    assert "QGaLoreAdamW" in page
     return records
 
 
@@ -119,7 +123,7 @@ def own(tmp_path: Path) -> Path:
 
 
 def check_small(folder: Path, python: str) -> None:
-    sizes = ("--steps", "60", "--save-steps", "4", "--seq-len", "32", "--rank", "8", "--lr", "1e-3")
+    sizes = ("--steps", "60", "--save-steps", "10", "--seq-len", "32", "--rank", "8", "--lr", "1e-3")
     records = hour(folder, *sizes, python=python)
     values = [r["val_loss"] for r in records if "val_loss" in r]
     assert values[-1] < values[0] - 0.1
