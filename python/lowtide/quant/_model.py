@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -35,10 +35,12 @@ def quantize_model_(
         headroom: leave weights room to grow (for training); without it INT8 codes are 7 % finer, INT4 14 %.
 
     Returns:
-        ``model``. Subclasses of ``nn.Linear`` stay dense, for their ``forward`` may use the weight itself.
+        ``model``. Subclasses of ``nn.Linear`` stay dense, for their ``forward`` may use the weight itself; so do the
+        adapters of a PEFT model, whose base layers are quantized.
 
     Raises:
-        LowtideValueError: a bad argument, tied or non-finite weights, or nothing to quantize; the model is unchanged.
+        LowtideValueError: a bad argument, tied or non-finite weights, an adapter other than plain LoRA above a layer, or nothing to
+            quantize; the model is unchanged.
     """
     bits = WEIGHTS[choice(weights, "weights", tuple(WEIGHTS))]
     if weights == "nf4":
@@ -78,7 +80,7 @@ def _skipped(name: str, skip: Sequence[str]) -> bool:
 def _layers(model: nn.Module, skip: Sequence[str]) -> list[list[_Place]]:
     """The places of each layer to replace; a layer used under two names has two."""
     found: dict[int, list[_Place]] = {}
-    kept: set[int] = set()
+    kept = {id(m) for parent in model.modules() for m in _adapters(parent)}
     for prefix, parent in model.named_modules(remove_duplicate=False):
         for attribute, child in parent._modules.items():
             if type(child) is not nn.Linear:
@@ -91,6 +93,22 @@ def _layers(model: nn.Module, skip: Sequence[str]) -> list[list[_Place]]:
     return [places for key, places in found.items() if key not in kept]
 
 
+def _adapters(module: nn.Module) -> Iterator[nn.Module]:
+    """What a layer of PEFT trains beside its base layer; such layers name it."""
+    for name in getattr(module, "adapter_layer_names", ()):
+        part = getattr(module, name, None)
+        if isinstance(part, nn.Module):
+            yield from part.modules()
+
+
+def _reads_weight(parent: nn.Module, attribute: str) -> bool:
+    """Whether ``parent`` is a layer of PEFT that does more with its base layer than to call it: all but plain LoRA may."""
+    adapters = getattr(parent, "adapter_layer_names", ())
+    if not adapters or attribute != "base_layer":
+        return False
+    return "lora_A" not in adapters or bool(getattr(parent, "lora_variant", {}))
+
+
 def _check(model: nn.Module, places: list[list[_Place]]) -> None:
     """Everything that could fail half way is refused before the first layer is replaced."""
     if not places:
@@ -100,6 +118,11 @@ def _check(model: nn.Module, places: list[list[_Place]]) -> None:
         owners.setdefault(id(p), []).append(name)
     for at in places:
         layer: nn.Linear = getattr(at[0][0], at[0][1])
+        if any(_reads_weight(parent, attribute) for parent, attribute, _ in at):
+            raise LowtideValueError(
+                f"{at[0][2]} is the base of an adapter that reads its weight, which packed codes are not; take plain LoRA, or add "
+                f"{at[0][2].removesuffix('.base_layer')!r} to skip"
+            )
         names = {name for _, _, name in at}
         others = sorted({n for n in owners[id(layer.weight)] if n.removesuffix(".weight") not in names})
         if others:
