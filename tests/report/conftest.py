@@ -21,7 +21,7 @@ def records(steps: int = 120, shift: float = 0.0) -> list[dict[str, Any]]:
     for step in range(1, steps + 1):
         record: dict[str, Any] = {
             "step": step, "loss": 2 + shift + 2 * math.exp(-step / 40) + 0.2 * math.sin(step * 1.7), "lr": 1e-4 * (1 - step / steps),
-            "grad_norm": 1.0 + math.cos(step), "seconds": 0.2 + 0.01 * (step % 7), "tokens_per_second": 2400 - 10 * (step % 7),
+            "grad_norm": 1.0 + math.cos(step), "my": {"metric": step % 5}, "seconds": 0.2 + 0.01 * (step % 7), "tokens_per_second": 2400 - 10 * (step % 7),
             "rss": 900_000_000, "peak_rss": 1_000_000_000 + step * 1000,
             "bytes": {"weights": 222_000_000, "gradients": 113_000_000, "states": 84_000_000, "basis": 3_300_000},
         }  # fmt: skip

@@ -58,7 +58,8 @@ def test_one_run_in_the_browser(page: Path, browser: Browser, width: int) -> Non
         "stalls",
         "Time of a step",
         "eigenvalues",
-        "grad_norm",
+        "my/metric",
+        "Norm of the gradients",
     ):
         assert any(word in label for label in labels), (word, labels)
     for figure in found["figures"]:

@@ -224,8 +224,8 @@ def _curves(
                 axis,
                 run.series[least],
                 color=SERIES[i],
-                linewidth=0.9,
-                linestyle=":",
+                linewidth=1.1,
+                linestyle=(0, (2, 1.5)),
                 label=low if len(runs) == 1 else None,
             )
             count += len(runs) == 1
@@ -267,8 +267,15 @@ def refreshes(runs: Sequence[Run]) -> Figure | None:
 
 def sqnr(runs: Sequence[Run]) -> Figure | None:
     """Signal to quantization noise of low-bit weights."""
-    return _curves("sqnr", "Quantization SQNR of weights", "dB", runs, "quantization/sqnr_db",
-                   "quantization/sqnr_db_min", what="median of weights", low="least of weights")  # fmt: skip
+
+    def capped(axis: Any) -> None:
+        # A step of learning rate nearly 0 rounds nearly nothing: its ratio would squeeze all others.
+        axis.set_ylim(top=min(100.0, axis.get_ylim()[1]) if axis.get_ylim()[0] < 90.0 else None)
+
+    return _curves(
+        "sqnr", "Quantization SQNR of weights", "dB", runs, "quantization/sqnr_db", "quantization/sqnr_db_min",
+        what="median of weights", low="least of weights", change=capped,
+    )  # fmt: skip
 
 
 def stalls(runs: Sequence[Run]) -> Figure | None:
@@ -310,6 +317,16 @@ def tokens(runs: Sequence[Run]) -> Figure | None:
     return _curves(
         "tokens", "Throughput", "tokens a second", runs, "tokens_per_second", what="", change=from_zero
     )
+
+
+def rate(runs: Sequence[Run]) -> Figure | None:
+    """Learning rate."""
+    return _curves("rate", "Learning rate", "", runs, "lr", what="")
+
+
+def norm(runs: Sequence[Run]) -> Figure | None:
+    """Norm of all gradients together."""
+    return _curves("norm", "Norm of the gradients", "", runs, "grad_norm", what="")
 
 
 def slopes(runs: Sequence[Run]) -> Figure | None:

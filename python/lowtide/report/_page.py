@@ -71,9 +71,14 @@ SECTIONS = (
         ("quantization/",),
     ),
     Section(
-        "time", "Time", "",
-        (Part("time of a step", figures.seconds, "log seconds"), Part("tokens a second", figures.tokens, "")),
-        ("seconds", "tokens_per_second"),
+        "time", "Time and rate", "",
+        (
+            Part("time of a step", figures.seconds, "log seconds"),
+            Part("tokens a second", figures.tokens, ""),
+            Part("learning rate", figures.rate, ""),
+            Part("norm of gradients", figures.norm, ""),
+        ),
+        ("seconds", "tokens_per_second", "lr", "grad_norm"),
     ),
     Section(
         "curvature", "Curvature", "",
