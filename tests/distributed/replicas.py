@@ -154,3 +154,26 @@ def zero_redundancy(name: str) -> None:
         train(model, opt, range(4), torch.float32)
     replicas_agree(weights(b))
     assert lt.testing._runs.same(weights(a), weights(b))
+
+
+def checkpointed(name: str, folder: str) -> None:
+    """What torch.distributed.checkpoint wrote to files is loaded in place into a fresh optimizer, and goes on."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    model = DistributedDataParallel(model_of(torch.float32))
+    opt = KINDS[name](model.module)
+    train(model, opt, range(8), torch.float32)
+    states = get_optimizer_state_dict(model, opt)
+    dcp.save({"optim": states}, checkpoint_id=folder)
+    kept = copy.deepcopy(opt.state_dict()["state"])
+    again = DistributedDataParallel(model_of(torch.float32))
+    again.load_state_dict(model.state_dict())
+    fresh = KINDS[name](again.module)
+    loaded = {"optim": get_optimizer_state_dict(again, fresh)}
+    dcp.load(loaded, checkpoint_id=folder)
+    set_optimizer_state_dict(again, fresh, loaded["optim"])
+    assert lt.testing._runs.same(fresh.state_dict()["state"], kept), "the loaded state differs"
+    train(model, opt, range(8, 14), torch.float32)
+    train(again, fresh, range(8, 14), torch.float32)
+    assert lt.testing._runs.same(weights(model), weights(again)), "the resumed run differs"

@@ -207,6 +207,7 @@ def refusals() -> None:
     assert len(opt.param_groups) == 1
     refused(lambda: setattr(opt, "constraint", optim.Perpendicular()), "Perpendicular")
     assert opt.constraint is None
+    refused(lambda: lt.spsa.SPSA([("w", p)], lr=1e-3, probe="snapshot"), "w is sharded", "comm=")
     refused(lambda: lt.optim.in_backward(optim.AdamW, nn.ParameterList([p])), "in_backward", "fully_shard")
     p.grad = shard(torch.ones(8, 6), mesh, [Replicate()])
     before = whole(p.detach()).clone()

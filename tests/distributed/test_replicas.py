@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +30,8 @@ def test_replicas(gang: Run, case: str) -> None:
 @pytest.mark.parametrize("name", ["AdamW", "AdamW8bit", "AdamW4bit", "Lion8bit"])
 def test_zero_redundancy_optimizer(gang: Run, name: str) -> None:
     gang("replicas", "zero_redundancy", name)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_checkpoints_load_in_place(gang: Run, name: str, tmp_path: Path) -> None:
+    gang("replicas", "checkpointed", name, str(tmp_path))

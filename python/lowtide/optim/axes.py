@@ -207,7 +207,7 @@ class Axes:
             if self.subspace.varies:  # nothing before the first refresh says what it is
                 rank = state["dim"] if saved is not None and saved.get("rank") == state["dim"] else 0
             state["side"], state["rank"], state["gap"] = side, rank, group["update_proj_gap"]
-            state.update(self.residual.initial)
+            state.update({**self.residual.initial, **self.refresh.initial()})
             if isinstance(self.transport, Reset):
                 state["moment_step"] = 0
             shape = torch.Size((rows, cols))

@@ -54,6 +54,10 @@ class _Schedule:
 
     needs_prev: ClassVar[bool] = False
 
+    def initial(self) -> dict[str, Tensor]:
+        """What it keeps, as it is before the first step: a checkpoint that is loaded in place fills what is there."""
+        return {}
+
     def observe(self, state: dict[str, Any], new: Tensor, prev: Tensor | None) -> None:
         """Called after each refresh with both bases."""
 
@@ -99,6 +103,10 @@ class LazyDoubling(_Schedule):
         if self.queue < 1:
             raise LowtideValueError(f"queue must be >= 1, got {self.queue!r}")
 
+    def initial(self) -> dict[str, Tensor]:
+        """The queue of overlaps, which lie in [-1, 1]; filled up with -2."""
+        return {"overlaps": torch.full((self.queue,), -2.0, dtype=torch.float64)}
+
     def due(self, state: dict[str, Any], step: int) -> bool:
         """Whether the basis is renewed before the update with this 0-based step."""
         if self.compat:
@@ -115,12 +123,13 @@ class LazyDoubling(_Schedule):
         else:
             overlap = (new @ prev.T).square().sum().item() / new.shape[0]
         seen = state.get("overlaps", torch.zeros(0, dtype=torch.float64))
+        seen = seen[seen > -1.5]
         seen = torch.cat([seen, torch.tensor([overlap], dtype=torch.float64)])[-self.queue :]
         if len(seen) == self.queue and seen.mean().item() >= self.threshold:
             state["gap"] = int(state["gap"] * self.gamma)
             if not self.compat:
                 seen = seen[:0].clone()
-        state["overlaps"] = seen
+        state["overlaps"] = torch.nn.functional.pad(seen, (0, self.queue - len(seen)), value=-2.0)
 
 
 @dataclass(frozen=True)

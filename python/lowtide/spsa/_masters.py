@@ -30,6 +30,11 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 def check_master(name: str, t: Tensor) -> None:
     """Refuse a tensor that cannot be a master."""
+    if hasattr(t, "placements"):
+        raise LowtideTypeError(
+            f"params: {name} is sharded (a DTensor); zeroth-order training keeps weights whole on each process and sends a byte a "
+            "direction instead (comm=), so leave fully_shard out"
+        )
     if t.dtype not in FLOATS:
         raise LowtideTypeError(
             f"params: {name} must be float32, bfloat16 or float16, got {t.dtype}; freeze it, or convert it with .float()"
