@@ -87,11 +87,15 @@ def test_compiled_training_has_the_bits_of_eager(kind: str, wrap: str) -> None:
 @pytest.mark.parametrize("wrap", ["loss", "step"])
 @pytest.mark.parametrize("kind", ["AdamW8bit", "QGaLoreAdamW, INT8 weights"])
 def test_inductor_trains_as_eager(kind: str, wrap: str) -> None:
-    """Inductor's kernels round otherwise than torch's; what they train stays close."""
+    """Inductor's kernels round otherwise than torch's, and Adam enlarges what is left of gradients near zero: on the whole the
+    weights move alike."""
     got, want = train(kind, wrap, "inductor"), train(kind, "", None)
-    for a, b in zip(got, want, strict=True):
-        if a.is_floating_point():
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    start = make(OPTIMIZERS[kind][0]).state_dict().values()
+    pairs = [p for p in zip(got, want, start, strict=True) if p[0].is_floating_point()]
+    apart = sum(float((a - b).square().sum()) for a, b, _ in pairs)
+    moved = sum(float((b - c).square().sum()) for _, b, c in pairs)
+    assert moved > 0
+    assert apart < 1e-6 * moved
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
