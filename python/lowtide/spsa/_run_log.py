@@ -100,6 +100,20 @@ class RunLog:
             raise LogError(f"{path}: has steps up to {step}, the optimizer is at step {opt.t}; {remedy}")
         return self.writer
 
+    def rewind(self, opt: SPSA) -> None:
+        """Cut the log back to the step of an optimizer that was loaded from a checkpoint: the steps since then are made again.
+
+        Raises:
+            LogError: it is of another run; the file is as before.
+        """
+        from lowtide.spsa.log import truncate
+
+        if opt.t == 0 or self.writer is not None or not self.path.exists():
+            return
+        self._continue(opt).close(end=False)
+        if LogReader(self.path).step > opt.t:
+            truncate(self.path, opt.t)
+
     def _continue(self, opt: SPSA) -> LogWriter:
         reader = LogReader(self.path)
         log = reader.header

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,33 @@ def test_the_log_replays_to_the_trained_weights(
     replayed = {name: torch.zeros_like(p) for name, p in base.items()}
     assert lt.spsa.replay(replayed, path, base=base).step == 4
     assert all(torch.equal(p, replayed[name]) for name, p in model.named_parameters())
+
+
+def test_logs_of_other_runs_are_left_alone(
+    make_model: Make, arguments: Make, tokens: Any, stop: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.ltlog"
+    trainer(make_model(), arguments("a", seed=4), tokens, log=path).train()
+    with pytest.raises(lt.spsa.LogError, match="has steps up to 4"):
+        trainer(make_model(), arguments("b", seed=4), tokens, log=path).train()
+    mine = {"log": tmp_path / "mine.ltlog"}
+    trainer(make_model(), arguments("c"), tokens, callbacks=[stop()], **mine).train()
+    with pytest.raises(lt.spsa.LogError):
+        trainer(make_model(), arguments("c"), tokens, log=path).train(
+            resume_from_checkpoint=str(tmp_path / "c" / "checkpoint-2")
+        )
+    assert lt.spsa.log.inspect(path).step == 4
+
+
+def test_the_callback_tells_what_it_costs(
+    make_model: Make, arguments: Make, tokens: Any, tmp_path: Path
+) -> None:
+    callback = lt.integrations.transformers.RunCallback(tmp_path / "run", every=2)
+    trainer(make_model(), arguments("a"), tokens, callbacks=[callback]).train()
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == [1, 2, 3, 4]
+    assert records[0]["bytes"]["probe"] > 0
+    assert not any("grad_norm" in r for r in records)
 
 
 @pytest.mark.parametrize(

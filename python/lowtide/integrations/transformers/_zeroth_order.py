@@ -17,7 +17,6 @@ from transformers.training_args import ParallelMode
 import lowtide.spsa
 from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.spsa import SPSA
-from lowtide.spsa.log import truncate
 
 #: Methods by name; those that are left out need another loop (FedKSeed) or one rate.
 METHODS: dict[str, type[SPSA]] = {
@@ -35,9 +34,8 @@ class ZOOptimizer(Optimizer):
         optimizer: the SPSA that does the steps; groups and state are its.
     """
 
-    def __init__(self, optimizer: SPSA, log: Path | None) -> None:
+    def __init__(self, optimizer: SPSA) -> None:
         self.optimizer = optimizer
-        self._log = log
         super().__init__(optimizer.param_groups, optimizer.defaults)
 
     @property
@@ -67,10 +65,8 @@ class ZOOptimizer(Optimizer):
         """One step with a closure; nothing without."""
         if closure is None:
             return None
-        if self.optimizer.run_log is not None and self._log is not None and self._log.exists():
-            # After a crash the log is ahead of the checkpoint; these steps are made again.
-            truncate(self._log, self.optimizer.t)
-        self._log = None
+        if self.optimizer.run_log is not None:
+            self.optimizer.run_log.rewind(self.optimizer)  # after a crash it is ahead of the checkpoint
         return self.optimizer.step(closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -109,7 +105,8 @@ class ZOTrainer(transformers.Trainer):
         zo_method: "spsa", "mezo", "fzoo", "lozo", "sparse-mezo", "hizoo", "conmezo", "qzo" (on a model of ``prepare_model(model,
             "int4")``), "quzo", or a subclass of :class:`lowtide.spsa.SPSA`.
         zo_options: arguments of its class, such as ``{"eps": 1e-3, "directions": 4, "clip": 10.0}``.
-        log: path of the run's log (``.ltlog``), from which ``lowtide.spsa.replay`` makes the trained weights. Cut back on resume.
+        log: path of the run's log (``.ltlog``), from which ``lowtide.spsa.replay`` makes the trained weights. Cut back on resume; a new
+            run does not overwrite the log of another.
 
     Raises:
         LowtideValueError, LowtideTypeError: bad arguments, several processes or devices (``lowtide.spsa.comm`` is for those), fp16, DeepSpeed,
@@ -166,7 +163,7 @@ class ZOTrainer(transformers.Trainer):
             else:
                 named = module.named_parameters()
                 inner = kind(named, self.args.learning_rate, module=module, **options)
-            self.optimizer = ZOOptimizer(inner, self._zo_log)
+            self.optimizer = ZOOptimizer(inner)
         optimizer: Optimizer = self.optimizer
         return optimizer
 
