@@ -249,3 +249,24 @@ def meshes() -> None:
                 step(one, a, grads)
                 step(other, b, grads)
             same_bits(a, b)
+
+
+def measured() -> None:
+    """Measuring changes no bit of sharded steps; bytes are those that are here, and together those of the whole."""
+    a, b = pair(SHAPES, torch.bfloat16, mesh_of(), (Shard(0),))
+    one, other = lt.optim.AdamW8bit(a, lr=1e-4), lt.optim.AdamW8bit(b, lr=1e-4)
+    for t in range(1, 3):
+        grads = values(SHAPES, t, torch.bfloat16)
+        step(one, a, grads)
+        with lt.optim.measure(other):
+            step(other, b, grads)
+    same_bits(a, b)
+    for use_torch in (False, True):
+        opt = torch.optim.SGD(b, lr=0.1) if use_torch else other
+        found = lt.optim.statistics(opt, nn.ParameterList(b))
+        here = torch.tensor([found["bytes"]["weights"], found["bytes"]["gradients"]])
+        dist.all_reduce(here)
+        assert here.tolist() == [sum(p.nbytes for p in a)] * 2
+    found = lt.optim.statistics(other)["quantization"]
+    assert found["tensors"] == len(b)
+    assert 0.1 < found["stalled"] < 1

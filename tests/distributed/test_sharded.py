@@ -33,6 +33,6 @@ def test_seeded_subspaces_of_shards(gang: Run, name: str, side: str, dtype: str)
     gang("sharded", "low_rank", name, side, dtype)
 
 
-@pytest.mark.parametrize("case", ["refusals", "nonfinite_raise", "meshes"])
+@pytest.mark.parametrize("case", ["refusals", "nonfinite_raise", "meshes", "measured"])
 def test_shards(gang: Run, case: str) -> None:
     gang("sharded", case)

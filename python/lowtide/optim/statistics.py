@@ -16,6 +16,7 @@ from lowtide.errors import LowtideTypeError, LowtideValueError
 from lowtide.optim import weights as weight_store
 from lowtide.optim.engine import Composed
 from lowtide.optim.meter import Meter, Rounding, low_bit
+from lowtide.optim.shards import local
 from lowtide.quant._error import decibels
 
 
@@ -105,7 +106,7 @@ def statistics(
     Returns:
         Whatever is there of
 
-        * ``bytes``: by kind, held now: weights, gradients (with :func:`in_backward`: the most at once), states, basis.
+        * ``bytes``: by kind, held now by this process: weights, gradients (with :func:`in_backward`: the most at once), states, basis.
         * ``subspace``: of matrices trained in one: ``matrices``; ``refreshes``, all so far; ``gap``, the mean steps between them;
           and if the step was measured ``energy``, ``energy_min``: the mean and least share ``|B G|^2 / |G|^2`` in [0, 1] of the
           last gradient G (of what is projected: with error feedback that includes the error; accumulated in the subspace, that
@@ -144,14 +145,14 @@ def _bytes(optimizer: Any, inner: Any, model: nn.Module | None) -> dict[str, int
         count = {kind: int(n) for kind, n in counter.state_bytes().items()}
     else:
         params = list(chain.from_iterable(g["params"] for g in inner.param_groups))
-        states = [v for p in params for v in inner.state.get(p, {}).values() if isinstance(v, Tensor)]
+        states = [local(v) for p in params for v in inner.state.get(p, {}).values() if isinstance(v, Tensor)]
         count = {
-            "weights": sum(p.nbytes for p in params),
-            "gradients": sum(p.grad.nbytes for p in params if p.grad is not None),
+            "weights": sum(local(p).nbytes for p in params),
+            "gradients": sum(local(p.grad).nbytes for p in params if p.grad is not None),
             "states": sum(t.nbytes for t in states),
         }
     if model is not None:
-        own = {id(t): t.nbytes for t in chain(model.parameters(), model.buffers())}
+        own = {id(t): local(t).nbytes for t in chain(model.parameters(), model.buffers())}
         count["weights"] = sum(own.values())
     return count
 
