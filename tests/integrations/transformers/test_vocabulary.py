@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -171,3 +173,15 @@ def test_fp16_is_refused(make_model: Make, arguments: Make) -> None:
     args.fp16 = True
     with pytest.raises(lt.LowtideValueError, match="bf16=True"):
         pair(make_model(), args)
+
+
+@pytest.mark.parametrize("missing", ["transformers", "accelerate"])
+def test_without_the_packages_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    package = "lowtide.integrations.transformers"
+    for name in [n for n in sys.modules if n == package or n.startswith(package + ".")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)  # type: ignore[arg-type]
+    with pytest.raises(lt.LowtideImportError, match=r"pip install 'lowtide\[demo\]'"):
+        importlib.import_module(package)
