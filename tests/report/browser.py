@@ -27,7 +27,7 @@ addEventListener("load", () => {
   const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
   const figures = [...document.querySelectorAll("figure svg")].map((svg) => {
     const texts = [...svg.querySelectorAll("text")].filter((t) => t.textContent.trim());
-    const boxes = texts.map(box), card = box(svg.closest("section"));
+    const boxes = texts.map(box), card = box(svg.closest("figure"));
     let crossed = [];
     for (let i = 0; i < boxes.length; i++) for (let j = 0; j < i; j++)
       if (meet(boxes[i], boxes[j])) crossed.push(texts[i].textContent + " | " + texts[j].textContent);

@@ -103,7 +103,11 @@ def test_the_console_would_be_heard(page: Path, browser: Browser, tmp_path: Path
 
 @needs_browser
 def test_several_runs_side_by_side(make: Make, browser: Browser) -> None:
-    runs = [make("a"), make("b", shift=0.4, settings={"method": "adamw"}), make("c", steps=60)]
+    runs = [
+        make("a-run-of-a-rather-long-name"),
+        make("b", shift=0.4, settings={"method": "adamw"}),
+        make("c", steps=60),
+    ]
     page = report.write(runs, runs[0] / "all.html", title="Three")
     found = browser.probe(page)
     assert found["width"] <= found["window"]
@@ -111,7 +115,7 @@ def test_several_runs_side_by_side(make: Make, browser: Browser) -> None:
     assert all(f["clipped"] == [] and f["crossed"] == [] and f["texts"] >= 4 for f in found["figures"]), (
         found["figures"]
     )
-    for text in ("Validation loss", "a: training, running mean", "b: validation"):
+    for text in ("Validation loss", "a-run-of-a-rather-long-name", "loss (dashed: validation)"):
         assert text in found["text"] + page.read_text(), text
     html = page.read_text(encoding="utf-8")
     assert "<tr class=differs><td>method</td><td>qgalore</td><td>adamw</td><td>qgalore</td></tr>" in html

@@ -60,15 +60,14 @@ def _finish(axis: Any, ylabel: str, *, count: int, legend: bool = True, xlabel: 
     axis.set_ylabel(ylabel)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     if legend and count:
+        labels = axis.get_legend_handles_labels()[1]
+        # About 13 letters an inch fit beside one another, and a handle takes the room of 5.
+        room = 13.0 * float(axis.figure.get_figwidth())
+        columns = max(1, min(3, int(room / (5 + max(map(len, labels), default=1)))))
         # Above the axes: no curve can lie under it.
         axis.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1.0),
-            ncols=min(count, 3),
-            borderaxespad=0.2,
-            columnspacing=1.2,
-            handlelength=1.4,
-        )
+            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2, columnspacing=1.2, handlelength=1.4
+        )  # fmt: skip
 
 
 def losses(runs: Sequence[Run]) -> Figure | None:
@@ -77,25 +76,21 @@ def losses(runs: Sequence[Run]) -> Figure | None:
     if not train and not val:
         return None
     d = Drawing("loss", 10.0, 3.5)
-    axis = d.axes[0]
+    axis, many = d.axes[0], len(runs) > 1
     for i, run, (steps, values) in train:
-        colour = SERIES[i]
-        if len(values) >= 20:
-            _plot(axis, (steps, values), color=colour, alpha=0.35, linewidth=0.8, marker="",
-                  label=_label(runs, run, "training, each batch") if len(runs) == 1 else None)  # fmt: skip
-        mean = smooth(values)
-        _plot(
-            axis,
-            (steps, mean),
-            color=colour,
-            label=_label(runs, run, "training, running mean" if len(values) >= 20 else "training"),
-        )
+        busy = len(values) >= 20
+        if busy:
+            label = None if many else "training, each batch"
+            _plot(axis, (steps, values), color=SERIES[i], alpha=0.35, linewidth=0.8, marker="", label=label)
+        what = "training, running mean" if busy else "training"
+        _plot(axis, (steps, smooth(values)), color=SERIES[i], label=_label(runs, run, "" if many else what))
+    trained = {i for i, _, _ in train}
     for i, run, points in val:
-        colour = SERIES[1] if len(runs) == 1 else SERIES[i]
-        steps, values = thin(points)
-        axis.plot(steps, values, color=colour, marker="o", markersize=4, linestyle="--" if len(runs) > 1 else "-",
-                  label=_label(runs, run, "validation"))  # fmt: skip
-    _finish(axis, "loss", count=len(axis.get_legend_handles_labels()[0]))
+        style = {"color": SERIES[i], "linestyle": "--"} if many else {"color": SERIES[1]}
+        label = (None if i in trained else _label(runs, run, "")) if many else "validation"
+        axis.plot(*thin(points), marker="o", markersize=4, label=label, **style)
+    ylabel = "loss (dashed: validation)" if many and val else "loss"
+    _finish(axis, ylabel, count=len(axis.get_legend_handles_labels()[0]))
     return "Loss", d.svg("Training and validation loss by step")
 
 
@@ -217,7 +212,7 @@ def _curves(
     d = Drawing(name)
     axis, count = d.axes[0], 0
     for i, run, points in _having(runs, main):
-        _plot(axis, points, color=SERIES[i], label=_label(runs, run, what))
+        _plot(axis, points, color=SERIES[i], label=_label(runs, run, what if len(runs) == 1 else ""))
         count += 1
         if least is not None and least in run.series:
             _plot(

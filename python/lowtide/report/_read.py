@@ -62,7 +62,7 @@ def read_run(path: Path) -> Run:
         raise LowtideValueError(
             f"run: {str(path)!r} holds none of {', '.join(known)}; give the --out of lowtide finetune"
         )
-    run = Run(path.resolve().name or str(path), path)
+    run = Run(clean(path.resolve().name) or "run", path)
     run.run = _json(path / "run.json", MAX_JSON, run.notes)
     run.summary = _json(path / "summary.json", MAX_JSON, run.notes)
     run.curvature = _json(path / "spectrum.json", MAX_SPECTRUM, run.notes)
