@@ -53,7 +53,7 @@ class Meter:
 
     measures_energy: bool = True
     measures_rounding: bool = True
-    elements: int | None = 1 << 16
+    elements: int | None = 1 << 14
     energies: dict[int, Energy] = field(default_factory=dict)
     roundings: dict[int, Rounding] = field(default_factory=dict)
 

@@ -54,7 +54,7 @@ class Measurement:
 
 
 def measure(
-    optimizer: Optimizer, *, energy: bool = True, rounding: bool = True, elements: int | None = 1 << 16
+    optimizer: Optimizer, *, energy: bool = True, rounding: bool = True, elements: int | None = 1 << 14
 ) -> Measurement:
     """Measure what can only be seen within a step, for :func:`statistics` after it.
 
@@ -95,7 +95,7 @@ def statistics(
 ) -> dict[str, Any]:
     """What a log should hold of an optimizer right after ``step()``: nested dicts of plain numbers.
 
-    Without :func:`measure` around the step this costs microseconds a parameter and reads no tensor.
+    Without :func:`measure` around the step this costs some ten microseconds a parameter and reads no tensor.
 
     Args:
         optimizer: any of torch's; those of :mod:`lowtide.optim` and :mod:`lowtide.spsa` have the most to tell. Wrapped ones
