@@ -4,22 +4,14 @@
 from __future__ import annotations
 
 import math
-import platform
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 
-import lowtide
-from lowtide.errors import LowtideTypeError, LowtideValueError
-from lowtide.integrations.loggers import JSONL, Many, Sink
-from lowtide.optim import measure, statistics
+from lowtide.integrations._run_directory import RunDirectory
+from lowtide.integrations.loggers import Sink
 from lowtide.train import process
-from lowtide.train.errors import output_error
-from lowtide.train.files import write_json
-from lowtide.train.metrics import read_metrics
 
 #: The Trainer's names of what the run directory calls otherwise.
 _NAMES = {"learning_rate": "lr", "eval_loss": "val_loss"}
@@ -48,19 +40,9 @@ class RunCallback(transformers.TrainerCallback):  # type: ignore[misc, unused-ig
     """
 
     def __init__(self, run_dir: str | Path, *, every: int = 10, sinks: tuple[Sink, ...] = ()) -> None:
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise LowtideValueError(f"every must be an integer >= 1 (steps), got {every!r}")
-        for sink in sinks:
-            if not isinstance(sink, Sink):
-                raise LowtideTypeError(
-                    f"sinks must have log(step, values) and close(), got {type(sink).__name__}"
-                )
-        self.run_dir = Path(run_dir).expanduser()
-        self._every, self._others = every, tuple(sinks)
-        self._sink: Many | None = None
+        self._run = RunDirectory(run_dir, every=every, sinks=sinks, package=transformers)
+        self.run_dir = self._run.path
         self._pending: tuple[int, dict[str, Any]] | None = None
-        self._began = 0.0
-        self._measurement: Any = None
         self._norm: float | None = None
 
     # ------------------------------------------------------------------ the run
@@ -69,10 +51,6 @@ class RunCallback(transformers.TrainerCallback):  # type: ignore[misc, unused-ig
         """Write run.json; cut metrics.jsonl back to the step that training goes on from."""
         if not state.is_world_process_zero:
             return
-        try:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise output_error(self.run_dir, error) from error
         optimizer = _innermost(kwargs.get("optimizer"))
         model = kwargs.get("model")
         settings = {
@@ -81,31 +59,18 @@ class RunCallback(transformers.TrainerCallback):  # type: ignore[misc, unused-ig
             "steps": state.max_steps,
             **{k: _json(v) for k, v in args.to_dict().items()},
         }
-        write_json(
-            self.run_dir / "run.json",
-            {
-                "format": "lowtide-run",
-                "version": 1,
-                "source": "transformers.Trainer",
-                "settings": settings,
-                "identity": {},
-                "versions": _versions(),
-            },
-        )
-        file = JSONL(self.run_dir / "metrics.jsonl", resume_step=state.global_step)
-        self._sink, self._pending = Many(file, *self._others), None
-        self._began = time.perf_counter()
+        self._pending = None
+        self._run.open(settings, step=state.global_step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The step before is complete; measure this one if its turn has come."""
         self._flush()
-        self._began = time.perf_counter()
-        if self._sink is not None and state.global_step % self._every == 0:
-            self._measurement = measure(kwargs["optimizer"])
+        self._run.restart_clock()
+        self._run.begin_step(state.global_step, kwargs["optimizer"])
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count while the gradients are still there."""
-        if self._sink is None:
+        if not self._run.is_open:
             return
         optimizer = kwargs["optimizer"]
         record: dict[str, Any] = {
@@ -115,22 +80,19 @@ class RunCallback(transformers.TrainerCallback):  # type: ignore[misc, unused-ig
         self._norm = getattr(getattr(optimizer, "optimizer", optimizer), "grad_norm", None)
         if self._norm is not None:
             record["grad_norm"] = self._norm
-        if self._measurement is not None:
-            self._measurement.close()
-            self._measurement = None
-            record.update(statistics(optimizer, kwargs.get("model")))
+        record.update(self._run.end_step(optimizer, kwargs.get("model")))
         self._pending = (state.global_step + 1, record)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The step's time is taken before the Trainer logs, evaluates and saves."""
         if self._pending is not None:
-            self._pending[1]["seconds"] = time.perf_counter() - self._began
+            self._pending[1]["seconds"] = self._run.seconds()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """Take what the Trainer logs of the step."""
-        if self._sink is None or not logs or "train_runtime" in logs:
+        if not self._run.is_open or not logs or "train_runtime" in logs:
             return
         if self._norm is not None and logs.get("grad_norm") == 0.0:
             logs["grad_norm"] = self._norm
@@ -154,42 +116,13 @@ class RunCallback(transformers.TrainerCallback):  # type: ignore[misc, unused-ig
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the metrics and write summary.json."""
-        if self._sink is None:
-            return
         self._flush()
-        self._sink.close()
-        self._sink = None
-        records = list(read_metrics(self.run_dir / "metrics.jsonl"))
-        losses = [r["loss"] for r in records if r.get("loss") is not None]
-        val = [r["val_loss"] for r in records if r.get("val_loss") is not None]
-        seconds = sorted(r["seconds"] for r in records if "seconds" in r)
-        kinds: dict[str, int] = {}
-        for record in records:
-            for kind, count in record.get("bytes", {}).items():
-                kinds[kind] = max(kinds.get(kind, 0), count)
-        write_json(
-            self.run_dir / "summary.json",
-            {
-                "status": "finished" if state.global_step >= state.max_steps else "stopped",
-                "step": state.global_step,
-                "steps": state.max_steps,
-                "val_loss_before": val[0] if val else None,
-                "val_loss_after": val[-1] if val else None,
-                "train_loss_first": losses[0] if losses else None,
-                "train_loss_last": losses[-1] if losses else None,
-                "seconds_per_step": seconds[len(seconds) // 2] if seconds else None,
-                "peak_rss": max((r["rss"] for r in records if "rss" in r), default=None),
-                "bytes": kinds,
-                "versions": _versions(),
-                "threads": torch.get_num_threads(),
-                "machine": platform.machine(),
-            },
-        )
+        done = state.global_step >= state.max_steps
+        self._run.close("finished" if done else "stopped", state.global_step, steps=state.max_steps)
 
     def _flush(self) -> None:
-        if self._sink is not None and self._pending is not None:
-            step, record = self._pending
-            self._sink.log(step, record)
+        if self._pending is not None:
+            self._run.log(*self._pending)
         self._pending = None
 
 
@@ -197,15 +130,6 @@ def _innermost(optimizer: Any) -> Any:
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "lowtide": lowtide.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def _json(value: Any) -> Any:
