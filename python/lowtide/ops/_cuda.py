@@ -8,6 +8,7 @@ import importlib.util
 import os
 
 import torch
+from torch import Tensor
 
 #: ``LOWTIDE_CUDA_OPS``: 1 loads the module whatever torch is, 0 never does.
 VARIABLE = "LOWTIDE_CUDA_OPS"
@@ -26,7 +27,22 @@ def load() -> str | None:
         importlib.import_module("lowtide._ops_cuda")
     except ImportError as error:
         return f"the CUDA ops need torch 2.13 or newer, this is {torch.__version__} ({error})"
+    lend_host_kernels()
     return None
+
+
+def lend_host_kernels() -> None:
+    """Give CUDA tensors the ops that are made of small factorizations: copied to the host, computed there, copied back.
+
+    A refresh every few hundred steps moves one gradient over the bus, and its bits are the CPU's.
+    """
+    torch.library.impl("lowtide::rsvd", "cuda", _rsvd)
+
+
+def _rsvd(g: Tensor, rank: int, left: bool, prev: Tensor | None, *rest: int) -> Tensor:
+    here = None if prev is None else prev.cpu()
+    basis: Tensor = torch.ops.lowtide.rsvd(g.cpu(), rank, left, here, *rest)
+    return basis.to(g.device)
 
 
 def native(device: torch.device) -> bool:

@@ -36,7 +36,7 @@ def rsvd(
     thread count.
 
     Args:
-        G: m x n, float32 or bfloat16, CPU.
+        G: m x n, float32 or bfloat16; from a CUDA device it is copied to the host, and the basis back.
         rank: rows of the basis; clamped to min(m, n), which the result's shape says.
         side: ``"right"`` (d = n, G ~ (G Qᵀ) Q) or ``"left"`` (d = m, G ~ Qᵀ (Q G)).
         prev: the basis to start from, of the result's shape, roughly orthonormal.

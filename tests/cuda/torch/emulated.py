@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 import lowtide.ops
+from lowtide.ops._cuda import lend_host_kernels
 
 MODULE = Path(
     os.environ.get("LOWTIDE_EMULATED_OPS")
@@ -38,6 +39,7 @@ def load() -> None:
         spec = importlib.util.spec_from_file_location("_ops_emulated", MODULE, loader=loader)
         assert spec is not None
         loader.exec_module(importlib.util.module_from_spec(spec))
+        lend_host_kernels()
 
 
 def has_kernel(name: str) -> bool:

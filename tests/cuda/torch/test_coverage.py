@@ -10,9 +10,8 @@ import pytest
 import torch
 from emulated import compare, has_kernel
 
-#: Ops that CUDA tensors do not have (docs/kernels.md says so): refreshes, which factorize on the host, and the
-#: fused zeroth-order linear layer.
-MISSING = {"rsvd", "spsa_fused_linear"}
+#: The op that CUDA tensors do not have (docs/kernels.md says so): the fused zeroth-order linear layer.
+MISSING = {"spsa_fused_linear"}
 CONTROLS = {"_active_isa", "_set_isa"}
 NAMES = {
     name.removeprefix("lowtide::")

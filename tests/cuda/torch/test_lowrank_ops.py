@@ -52,3 +52,12 @@ def test_lines_that_shared_memory_cannot_hold_are_refused() -> None:
         on_device(_op.dct_forward.default, (torch.zeros(1, 20481), None, False))
     with pytest.raises(RuntimeError, match="signs must be"):
         on_device(_op.fwht_forward.default, (torch.zeros(1, 8), torch.zeros(1, 8), None, False))
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_refreshes_are_computed_on_the_host(left: bool) -> None:
+    g = torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
+    cold = compare(_op.rsvd.default, (g, 4, left, None, 8, 1, 1, 2, 3))
+    compare(_op.rsvd.default, (g + 0.1, 4, left, cold, 8, 1, 1, 3, 3))
+    with pytest.raises(RuntimeError, match="not finite"):
+        on_device(_op.rsvd.default, (g / 0, 4, left, None, 8, 1, 1, 2, 3))

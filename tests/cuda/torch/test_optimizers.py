@@ -19,7 +19,7 @@ ELEMENTWISE = {
     "AdamP": {"fused_direction_", "row_dots", "apply_update_"},
 }
 LOW_RANK = {
-    "GaLoreAdamW8bit": {"matmul", "fused_direction_", "apply_update_", "channel_energy"},
+    "GaLoreAdamW8bit": {"rsvd", "matmul", "fused_direction_", "apply_update_", "channel_energy"},
     "QGaLoreAdamW": {"quantize_group_list_", "dequantize_group_list_", "matmul"},
     "APOLLO": {"random_sample", "matmul", "combine_"},
     "FiraAdamW": {"channel_energy", "combine_"},
