@@ -52,10 +52,6 @@ def main() -> None:
             "registers",
             "spill_bytes",
             "occupancy",
-            "loads_16",
-            "loads_narrower",
-            "stores_16",
-            "stores_narrower",
         )
         rows = [{k: row[k] for k in keep} for row in map(rounded, kernels)]
         save(

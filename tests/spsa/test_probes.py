@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import register_parametrization
 
 import lowtide as lt
-from lowtide.spsa import SPSA
+from lowtide.spsa import SPSA, _probe_scratch, _tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -206,6 +207,41 @@ def test_scratch_takes_the_memory_of_the_largest_module() -> None:
     largest = max(sum(p.nbytes for p in m.parameters()) for m in model)
     assert largest <= opt.state_bytes()["probe"] <= largest + 2 * 64
     assert opt.state_bytes()["masters"] == 0
+
+
+def test_the_first_step_holds_no_more_than_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It learns which modules read what, and has no buffer yet: what it makes must go as modules end."""
+    model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(8)])
+    layer = sum(p.nbytes for p in model[0].parameters())
+    opt = SPSA(model.named_parameters(), eps=EPS, module=model)
+    taken: list[weakref.ref[Tensor]] = []
+    most = 0
+    allocate = torch.empty_like
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        nonlocal most
+        out = allocate(*args, **kwargs)
+        taken.append(weakref.ref(out))
+        most = max(most, sum(t.nbytes for r in taken if (t := r()) is not None))
+        return out
+
+    monkeypatch.setattr(_probe_scratch.torch, "empty_like", counted)
+    opt.step(lambda: model(torch.ones(2, 64)).square().mean())
+    assert len(taken) >= 16
+    assert most <= 2 * layer
+
+
+def test_no_magnitudes_are_computed_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In double precision those of an embedding took the memory of a model."""
+    model, run = make("mlp")
+
+    def never(w: Tensor) -> float:
+        raise AssertionError("a root mean square was computed")
+
+    monkeypatch.setattr(_tensors, "_rms", never)
+    SPSA(model.named_parameters(), eps=EPS, module=model).step(lambda: run(model).square().mean())
+    with pytest.raises(AssertionError, match="root mean square"):
+        SPSA([{"params": list(model.named_parameters()), "scale": "rms"}], eps=EPS, module=model)
 
 
 @pytest.mark.parametrize("probe", ["scratch", "snapshot"])

@@ -313,23 +313,25 @@ class FusedProbe(ScratchProbe):
         self, m: nn.Module, sign: float, ids: list[int], original: Any, args: Any, kwargs: Any
     ) -> Any:
         """A module's own forward at one end, its weights in the scratch buffer."""
-        mark = self._arena.top
-        views = [self._arena.take(i, self.home[i]) for i in ids]
-        at = sign * self._eps
-        if kwargs or not self._looked_up(m, args, ids, views, at):
-            self.masters.perturb(views, ids, at, self._address)
-        for i, view in zip(ids, views, strict=True):
-            self.live[i].data = view
-        self._swapped.update(ids)
+        mark = self._arena.mark()
         try:
-            output = original(*args, **kwargs)
+            views = [self._arena.take(i, self.home[i]) for i in ids]
+            at = sign * self._eps
+            if kwargs or not self._looked_up(m, args, ids, views, at):
+                self.masters.perturb(views, ids, at, self._address)
+            for i, view in zip(ids, views, strict=True):
+                self.live[i].data = view
+            self._swapped.update(ids)
+            try:
+                output = original(*args, **kwargs)
+            finally:
+                for i in ids:
+                    self.live[i].data = self.home[i]
+                self._swapped.difference_update(ids)
+            held = self._arena.holds
+            return tree_map(lambda t: t.clone() if isinstance(t, Tensor) and held(t) else t, output)
         finally:
-            for i in ids:
-                self.live[i].data = self.home[i]
-            self._swapped.difference_update(ids)
-            self._arena.top = mark
-        held = self._arena.holds
-        return tree_map(lambda t: t.clone() if isinstance(t, Tensor) and held(t) else t, output)
+            self._arena.release(mark)
 
     # ------------------------------------------------------------------ linear layers
 

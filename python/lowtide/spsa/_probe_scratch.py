@@ -51,6 +51,15 @@ class _Arena:
             view_or_none = self._views[(key, start)] = raw.view(like.shape)
         return view_or_none
 
+    def mark(self) -> tuple[int, int]:
+        """The height of the stack, for :meth:`release`."""
+        return self.top, len(self._extra)
+
+    def release(self, mark: tuple[int, int]) -> None:
+        """Give back what was taken since ``mark``: tensors that did not fit are freed, or the first evaluation would hold the model twice."""
+        self.top = mark[0]
+        del self._extra[mark[1] :]
+
     def holds(self, t: Tensor) -> bool:
         """Whether a tensor lies in here."""
         at = t.untyped_storage().data_ptr()
@@ -61,13 +70,11 @@ class _Arena:
 
     def reset(self, device: torch.device) -> None:
         """Nothing is in use any more; what did not fit will fit the next time."""
-        self.top = 0
-        if self._extra:
-            self._extra.clear()
+        self.release((0, 0))
+        if self.peak > self.buffer.numel() or self.buffer.device != device:
             self._views.clear()
-            if self.peak > self.buffer.numel() or self.buffer.device != device:
-                self.buffer = torch.empty(0, dtype=torch.uint8)  # freed before the larger one is allocated
-                self.buffer = torch.empty(self.peak, dtype=torch.uint8, device=device)
+            self.buffer = torch.empty(0, dtype=torch.uint8)  # freed before the larger one is allocated
+            self.buffer = torch.empty(self.peak, dtype=torch.uint8, device=device)
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -104,7 +111,7 @@ class ScratchProbe(Probe):
         self._eps, self._address = 0.0, (0, 0)
         self._active = self._known = False
         self._again = False
-        self._frames: list[tuple[nn.Module, list[int], int]] = []
+        self._frames: list[tuple[nn.Module, list[int], tuple[int, int]]] = []
         self._swapped: set[int] = set()
         self._visited: set[int] = set()
         self._handles: list[Any] = []
@@ -190,7 +197,7 @@ class ScratchProbe(Probe):
         if not self._active:
             return
         ids = [i for i in self._units.get(module, ()) if i not in self._swapped]
-        mark = self._arena.top
+        mark = self._arena.mark()
         self.busy = True
         try:
             if ids:
@@ -233,8 +240,12 @@ class ScratchProbe(Probe):
         for i in ids:
             self.live[i].data = self.home[i]
         self._swapped.difference_update(ids)
-        self._arena.top = mark
-        # A module that returns its weight, or a view of it: the buffer's next tenant would overwrite it.
+        kept = self._own(output)
+        self._arena.release(mark)
+        return kept
+
+    def _own(self, output: Any) -> Any:
+        """A copy of an output that is a weight, or a view of it, which the buffer's next tenant would overwrite; else None."""
         held = self._arena.holds
         if isinstance(output, Tensor):
             return output.clone() if held(output) else None

@@ -81,7 +81,11 @@ def threshold_of(w: Tensor, keep: float | None) -> float:
 
 
 def _rms(w: Tensor) -> float:
-    return float(w.detach().double().square().mean().sqrt()) if w.numel() else 0.0
+    if not w.numel():
+        return 0.0
+    # In parts: doubles of a whole embedding would be the peak of a run.
+    parts = torch.split(w.detach().reshape(-1), 1 << 20)
+    return math.sqrt(sum(float(x.double().square().sum()) for x in parts) / w.numel())
 
 
 def build_manifest(
@@ -98,7 +102,8 @@ def build_manifest(
             raise LowtideValueError(
                 f"params: {name or 'a parameter'} holds packed codes, which have no magnitudes: leave out keep, 'norm' and 'rms'"
             )
-    rms = [max(_rms(w), 1e-3) for w in masters]
+    relative = any(g["scale"] == "norm" for g in groups)
+    rms = [max(_rms(w), 1e-3) if relative else 1.0 for w in masters]
     sizes = [0 if w.dtype == torch.uint8 else w.numel() for w in masters]
     total = sum(sizes)
     mean = math.sqrt(sum(r * r * n for r, n in zip(rms, sizes, strict=True)) / max(total, 1))
