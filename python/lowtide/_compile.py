@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any, TypeVar, cast
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 
@@ -25,7 +26,28 @@ def uncompiled(function: F) -> F:
     return wrapped
 
 
-def hooks_seen() -> AbstractContextManager[None]:
-    """While this is active, compiled functions run uncompiled: hooks that came after a graph are not in it, and left out in silence."""
-    stance: Any = torch.compiler.set_stance("force_eager")
-    return cast("AbstractContextManager[None]", stance)
+_lock = threading.Lock()
+_within = 0
+_before: Any = None
+
+
+@contextmanager
+def hooks_seen() -> Iterator[None]:
+    """While this is active, compiled functions run uncompiled: hooks that came after a graph are not in it, and left out in silence.
+
+    The stance is the whole process's, and contexts of several optimizers or threads overlap and end in any order: they are counted,
+    the first sets it and the last takes it back.
+    """
+    global _within, _before
+    with _lock:
+        if _within == 0:
+            _before = torch.compiler.set_stance("force_eager")  # at once; its exit puts back what was
+        _within += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _within -= 1
+            if _within == 0:
+                _before.__exit__(None, None, None)
+                _before = None

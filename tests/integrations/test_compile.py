@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import lowtide as lt
+from lowtide._compile import hooks_seen
 
 BACKEND = (
     "aot_eager"  # the graphs of inductor, run by torch's own kernels: the same bits, in a tenth of the time
@@ -136,6 +137,21 @@ def test_probes_are_seen_through_a_compiled_loss(probe: str) -> None:
             assert counter.frame_count == 1
         results.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_probes_that_overlap_leave_compilation_as_it_was() -> None:
+    """Two optimizers in two threads: the first to begin may be the first to end."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    compiled = torch.compile(lambda x: x + 1, backend=counter)
+    first, second = hooks_seen(), hooks_seen()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    compiled(torch.ones(3))
+    assert counter.frame_count == 0
+    second.__exit__(None, None, None)
+    compiled(torch.ones(3))
+    assert counter.frame_count == 1
 
 
 def test_a_compiled_function_may_take_a_zeroth_order_step() -> None:

@@ -137,6 +137,7 @@ class ScratchProbe(Probe):
             self._handles.append(m.register_forward_pre_hook(self._enter, prepend=True))
             self._handles.append(m.register_forward_hook(self._leave, always_call=True))
         self._stance = hooks_seen()
+        self._stance.__enter__()
 
     def end(self) -> None:
         """Take the hooks out."""
