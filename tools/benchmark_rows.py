@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class Work:
     sources: tuple[str, ...]
     cases: Callable[[], list[Case]]
     why: str = ""
-    notes: str = field(default="")
+    notes: str = ""
 
 
 @cache

@@ -8,13 +8,10 @@ python tools/benchmarks_page.py --check    fails where the committed page is not
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from benchmark_rows import (
-    RESULTS,
     Case,
     Work,
     codecs,
@@ -28,6 +25,7 @@ from benchmark_rows import (
     noise,
     products,
     refreshes,
+    result,
     shares,
     shipped,
     steps,
@@ -179,7 +177,7 @@ def provenance() -> list[str]:
         "|---|---|---|---|",
     ]
     for name in sorted({s for work in WORKS for s in work.sources}):
-        data: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+        data = result(name)
         environment = data.get("environment") or data["runs"][0]["environment"]
         date = environment["date"][:16].replace("T", " ")
         lines.append(
@@ -189,8 +187,7 @@ def provenance() -> list[str]:
 
 
 def machine() -> str:
-    data: dict[str, Any] = json.loads((RESULTS / "optim_step.json").read_text())["runs"][-1]
-    e = data["environment"]
+    e = result("optim_step")["runs"][-1]["environment"]
     return f"{e['processors']} cores of an {e['cpu'].replace('(R)', '')}, {e['compiler'].split(' (')[0]} {e['compiler'].split()[-1]}, torch {e['torch']}"
 
 
