@@ -311,6 +311,21 @@ def cuda() -> list[Case]:
     ]
 
 
+def imports() -> list[Case]:
+    data = result("import_time")
+    return [
+        Case(
+            f"`import {r['name']}`{'' if r['collector'] == 'on' else ', garbage collector off'}",
+            "beyond NumPy and torch",
+            {0: r["median_ms"]},
+            float(data["target_ms"]),
+            True,
+            " ms",
+        )
+        for r in data["imports"]
+    ]
+
+
 def memory() -> list[Case]:
     return [
         Case(

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which method for 2, 1 and 0.6 GB? Ten methods fine-tune SmolLM2-135M on Shakespeare from one start.
 
-    python bench/studies/memory_budgets.py [--minutes M] [--only NAME,...] [--budgets GB,...] [--out DIR] [--no-save]
+    python bench/studies/memory_budgets.py [--minutes M] [--only NAME,...] [--budgets GB,...] [--out DIR] [--prepare] [--no-save]
 
 For each method and budget the first setting of a ladder is taken whose measured peak fits: whole gradients, updates
 within the backward pass, activations computed again, smaller batches. Learning rates come from a sweep of short runs.
-Each run then trains for M minutes of its own steps (validation apart), a cosine schedule over as many steps as that is;
-a run that turns out above its budget gives way to the next setting. Memory is the peak resident set less what the same
+Each run then trains for M minutes of its own steps (validation apart), a cosine schedule over as many steps as that is,
+by a few steps timed just before; a run that turns out above its budget gives way to the next setting. All losses are of
+the same windows of the validation part. Memory is the peak resident set less what the same
 process holds with every library loaded and a model of a few kilobytes: weights, gradients, states, activations and
-whatever the allocator keeps. Every run is ``lowtide finetune`` in a process of its own; finished ones are kept under OUT
+whatever the allocator keeps. Peaks and losses do not depend on what else the machine does, minutes do: --prepare makes the
+probes and sweeps alone, and a later call goes on from them. Every run is ``lowtide finetune`` in a process of its own; finished ones are kept under OUT
 and interrupted ones continued. Writes bench/results/memory_budgets.json and docs/images/memory_budgets.png.
 """
 
@@ -33,8 +35,11 @@ sys.path.insert(0, str(ROOT / "tools"))
 from run_benches import environment, save  # noqa: E402
 
 SEQ = 128
-PROBE_STEPS = 4  # of the measurement of memory and time
-SWEEP_STEPS = 30
+PROBE_STEPS = 3  # of the measurement of memory
+PACE_STEPS = 6
+SWEEP_STEPS = 20
+EVALUATIONS = 4  # of a run, after the one before its first step
+SWEEP_WINDOWS, RUN_WINDOWS = 32, 64  # of SEQ tokens, in a validation
 LOW_RANK = ("--rank", "64", "--update-proj-gap", "50")
 RECOMPUTE = ("--gradient-checkpointing",)
 LAYERWISE = ("--in-backward", "on")
@@ -175,11 +180,14 @@ class Study:
     def memory(self, run: dict[str, Any]) -> int:
         return int(run["peak_rss"]) - int(self.libraries)
 
-    def probe(self, entry: Entry, batch: int, flags: tuple[str, ...]) -> dict[str, Any]:
+    def probe(
+        self, kind: str, steps: int, entry: Entry, batch: int, flags: tuple[str, ...]
+    ) -> dict[str, Any]:
         """A few steps of a setting, with the validation that a run has: its peak and the seconds of a step."""
-        name = "-".join(["probe", entry.method, str(batch), *(f.strip("-") for f in flags)])
-        options = {"steps": PROBE_STEPS, "eval_every": PROBE_STEPS, "eval_batches": 1, "save_every": 1000}
-        return self.finetune(name, entry, batch, flags, lr=entry.rates[0], **options)
+        options = {"steps": steps, "eval_every": steps, "eval_batches": 1, "save_every": 1000}
+        return self.finetune(
+            setting(kind, entry, batch, flags), entry, batch, flags, lr=entry.rates[0], **options
+        )
 
     def rate(self, entry: Entry, batch: int, flags: tuple[str, ...]) -> tuple[float, dict[str, float]]:
         """The best learning rate of short runs at a setting, and the losses of all."""
@@ -188,7 +196,7 @@ class Study:
             options = {
                 "steps": SWEEP_STEPS,
                 "eval_every": SWEEP_STEPS,
-                "eval_batches": 16,
+                "eval_batches": SWEEP_WINDOWS // batch,
                 "save_every": 1000,
             }
             run = self.finetune(f"sweep-{entry.method}-{batch}-{lr:g}", entry, batch, flags, lr=lr, **options)
@@ -199,17 +207,23 @@ class Study:
         return float(min(losses, key=lambda k: losses[k])), losses
 
     def fit(self, entry: Entry, budget: float) -> dict[str, Any] | None:
-        """The run of a method within a budget in bytes; None where no setting fits."""
+        """The run of a method within a budget in bytes; None where no setting fits, or nothing is to be run yet."""
         for batch, flags in entry.ladder():
-            probe = self.probe(entry, batch, flags)
+            probe = self.probe("probe", PROBE_STEPS, entry, batch, flags)
             if "failed" in probe or self.memory(probe) > budget:
                 continue
             lr, losses = self.rate(entry, batch, flags)
-            steps = max(10, round(60 * self.args.minutes / probe["seconds_per_step"]))
-            name = "-".join(
-                [f"run{self.args.minutes:g}", entry.method, str(batch), *(f.strip("-") for f in flags)]
-            )
-            options = {"steps": steps, "eval_every": max(1, steps // 8), "eval_batches": 32, "save_every": 50}
+            if self.args.prepare:
+                return None
+            pace = self.probe("pace", PACE_STEPS, entry, batch, flags)["seconds_per_step"]
+            steps = max(2 * EVALUATIONS, round(60 * self.args.minutes / pace))
+            options = {
+                "steps": steps,
+                "eval_every": -(-steps // EVALUATIONS),
+                "eval_batches": RUN_WINDOWS // batch,
+                "save_every": 1000,
+            }
+            name = setting(f"run{self.args.minutes:g}", entry, batch, flags)
             run = self.finetune(name, entry, batch, flags, lr=lr, **options)
             if "failed" in run or self.memory(run) > budget:
                 continue
@@ -223,6 +237,10 @@ class Study:
         return None
 
 
+def setting(kind: str, entry: Entry, batch: int, flags: tuple[str, ...]) -> str:
+    return "-".join([kind, entry.method, str(batch), *(f.strip("-") for f in flags)])
+
+
 def rows(study: Study, names: list[str], budgets: list[float]) -> list[dict[str, Any]]:
     found = []
     for budget in budgets:
@@ -231,7 +249,10 @@ def rows(study: Study, names: list[str], budgets: list[float]) -> list[dict[str,
             run = study.fit(METHODS[name], budget * 1e9)
             found.append({"budget": budget, "method": name, "label": METHODS[name].label, "run": run})
             if run is None:
-                print(f"    {METHODS[name].label:<14} does not fit", flush=True)
+                print(
+                    f"    {METHODS[name].label:<14} {'prepared' if study.args.prepare else 'does not fit'}",
+                    flush=True,
+                )
                 continue
             print(
                 f"    {METHODS[name].label:<14} {run['val_loss_before']:.4f} -> {run['val_loss_after']:.4f}  {run['memory'] / 1e9:.2f} GB  "
@@ -246,13 +267,16 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     split = functools.partial(str.split, sep=",")
-    parser.add_argument("--minutes", type=float, default=4, help="training time of each run (default 4)")
+    parser.add_argument("--minutes", type=float, default=2, help="training time of each run (default 2)")
     parser.add_argument(
         "--only", type=split, default=list(METHODS), help=f"methods (default: {','.join(METHODS)})"
     )
     parser.add_argument("--budgets", type=split, default=["2", "1", "0.6"], help="in GB (default 2,1,0.6)")
     parser.add_argument(
         "--out", default="build/memory-budgets", help="where runs are kept (default %(default)s)"
+    )
+    parser.add_argument(
+        "--prepare", action="store_true", help="only the probes of memory and the sweeps of rates"
     )
     parser.add_argument("--no-save", action="store_true", help="leave the committed results and figure alone")
     args = parser.parse_args()
@@ -263,6 +287,8 @@ def main() -> int:
     started = environment()
     study = Study(args)
     found = rows(study, args.only, budgets)
+    if args.prepare:
+        return 0
     draw(found, args.minutes, study.out / "memory_budgets.png")
     if not args.no_save:
         data = {"minutes": args.minutes, "seq_len": SEQ, "libraries_rss": study.libraries, "rows": found}

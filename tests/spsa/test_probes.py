@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -186,7 +187,7 @@ def test_only_the_rows_that_are_looked_up_are_perturbed(monkeypatch: pytest.Monk
     rows: list[list[int]] = []
     perturb_rows = opt.masters.perturb_rows
     monkeypatch.setattr(
-        opt.masters, "perturb_rows", lambda *a: (rows.append(list(a[2])), perturb_rows(*a))[1]
+        opt.masters, "perturb_rows", lambda *a: (rows.append([r for _, r in a[0]]), perturb_rows(*a))[1]
     )
     with torch.no_grad():
         want = [perturbed(model, opt, s)(x) for s in (1.0, -1.0)]
@@ -197,6 +198,84 @@ def test_only_the_rows_that_are_looked_up_are_perturbed(monkeypatch: pytest.Monk
     opt.step(closure)
     handle.remove()
     assert len(rows) == 2
+
+
+class WideHead(nn.Module):
+    """An embedding whose table is a wide head's weight too."""
+
+    def __init__(self, bias: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.embed, self.head = nn.Embedding(1000, 24), nn.Linear(24, 1000, bias=bias)
+        self.head.weight = self.embed.weight
+        self.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.embed(x))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wide_head_is_perturbed_tile_by_tile(
+    bias: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = WideHead(bias, dtype), torch.tensor([[3, 999], [3, 77], [0, 500]])
+    tile = 64 * 24 * model.head.weight.element_size()
+    monkeypatch.setattr(_probe_scratch, "_TILE", tile)
+    opt = SPSA(model.named_parameters(), eps=EPS, seed=5, module=model)
+    opt.masters.apply = lambda updates: None  # type: ignore[method-assign]
+    seen: list[Tensor] = []
+    firsts: list[int] = []
+    perturb_rows = opt.masters.perturb_rows
+    monkeypatch.setattr(
+        opt.masters,
+        "perturb_rows",
+        lambda parts, *a: (firsts.extend(r for o, r in parts if o.dim() == 2), perturb_rows(parts, *a))[1],
+    )
+
+    def closure() -> Tensor:
+        seen.append(model(x))
+        return seen[-1].float().square().mean()
+
+    before = bits(model)
+    for _ in range(2):  # the first learns the structure
+        with torch.no_grad():
+            want = [perturbed(model, opt, s)(x) for s in (1.0, -1.0)]
+        seen.clear()
+        firsts.clear()
+        opt.step(closure)
+        assert firsts == [*range(0, 1000, 64)] * 2
+        for got, expected in zip(seen, want, strict=True):
+            tolerance = (
+                2**-8 if dtype == torch.bfloat16 else 2e-6
+            )  # a product of fewer columns may add in another order
+            torch.testing.assert_close(got, expected, rtol=tolerance, atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(before, bits(model), strict=True))
+    assert "forward" not in model.head.__dict__
+
+
+@pytest.mark.parametrize("why", ["hook", "grad", "autocast", "replaced forward"])
+def test_a_wide_head_that_others_see_is_perturbed_whole(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = WideHead(True, torch.float32), torch.tensor([[3, 999]])
+    monkeypatch.setattr(_probe_scratch, "_TILE", 64 * 24 * 4)
+    if why == "hook":
+        model.head.register_forward_hook(lambda *_: None)
+    if why == "replaced forward":
+        model.head.forward = functools.partial(nn.Linear.forward, model.head)  # type: ignore[method-assign]
+    opt = SPSA(model.named_parameters(), eps=EPS, seed=5, module=model)
+    opt.masters.apply = lambda updates: None  # type: ignore[method-assign]
+    seen: list[Tensor] = []
+
+    def closure() -> Tensor:
+        with torch.set_grad_enabled(why == "grad"), torch.autocast("cpu", enabled=why == "autocast"):
+            seen.append(model(x).detach())
+        return seen[-1].float().square().mean()
+
+    with torch.no_grad(), torch.autocast("cpu", enabled=why == "autocast"):
+        want = [perturbed(model, opt, s)(x) for s in (1.0, -1.0)]
+    opt.step(closure)
+    assert all(torch.equal(a, b) for a, b in zip(seen, want, strict=True))
+    assert ("forward" in model.head.__dict__) == (why == "replaced forward")
 
 
 def test_scratch_takes_the_memory_of_the_largest_module() -> None:

@@ -165,21 +165,20 @@ class Masters:
             [e.threshold for _, e in dense],
         )
 
-    def perturb_rows(self, out: Tensor, i: int, rows: Sequence[int], eps: float, address: Address) -> bool:
-        """:meth:`perturb` of some rows of one matrix, the others of ``out`` stay as they are.
+    def by_rows(self, i: int) -> bool:
+        """Whether the method can perturb some rows of a matrix and leave the others."""
+        e = self.manifest.entries[i]
+        return self.elements is None and self._dense(e) and len(e.shape) == 2
 
-        Returns:
-            False where the method has to perturb whole tensors; nothing was done.
-        """
-        e, w = self.manifest.entries[i], self.tensors[i]
-        if self.elements is not None or self.low_rank(e):
-            return False
-        n = len(rows)
+    def perturb_rows(self, parts: Sequence[tuple[Tensor, int]], i: int, eps: float, address: Address) -> None:
+        """:meth:`perturb` of parts of one matrix: outputs, of one row or of consecutive ones, each with its first row."""
+        e, w, n = self.manifest.entries[i], self.tensors[i], len(parts)
+        width = w.shape[1]
+        sources = [w[r] if out.dim() == 1 else w[r : r + len(out)] for out, r in parts]
         ops.spsa_perturb_list(
-            [out[r] for r in rows], [w[r] for r in rows], [eps * e.scale] * n, self.seed, *address, [e.param] * n,
-            self.method.dist_id, [e.threshold] * n, [r * w.shape[1] for r in rows],
+            [out for out, _ in parts], sources, [eps * e.scale] * n, self.seed, *address, [e.param] * n,
+            self.method.dist_id, [e.threshold] * n, [r * width for _, r in parts],
         )  # fmt: skip
-        return True
 
     def _v_step(self, step: int) -> int:
         """Step at which LOZO drew the V in use."""

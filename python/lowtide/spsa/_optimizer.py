@@ -60,7 +60,7 @@ class SPSA(Optimizer):
         dist: ``"rademacher"`` (least variance), ``"gaussian"``, ``"ih4"``, ``"lut8"``.
         estimator: ``"central"`` (two evaluations a direction), ``"forward"`` (one, and one shared), ``"fzoo"`` (as forward,
             divided by the spread of the directions; FZOO).
-        probe: ``"scratch"`` (memory: the largest module), ``"fused"`` (both ends in one forward on a doubled batch), ``"snapshot"`` (one
+        probe: ``"scratch"`` (memory: the largest module, 16 MB of a linear layer), ``"fused"`` (both ends in one forward on a doubled batch), ``"snapshot"`` (one
             more model, for models whose weights are read outside of modules), ``"inplace_legacy"`` (MeZO's, drifts), or a subclass
             of ``Probe``.
         weight_decay: decoupled, of matrices only, >= 0.

@@ -2,13 +2,15 @@
 """The scratch probe: weights are perturbed module by module into one buffer, while the module runs.
 
 Hooks around each module that owns parameters point them at master + eps z, written into a buffer as large as the
-largest module, and back when its forward has ended or failed. The masters are read, never written.
+largest module, and back when its forward has ended or failed. The masters are read, never written. Of large tables
+only what is read is perturbed: an embedding's rows, and a linear layer, such as a language model's head, in tiles.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +27,8 @@ T = TypeVar("T")
 _ALIGN = 64
 #: Rows of an embedding that are perturbed one by one, at most.
 _ROWS = 2048
+#: Bytes of a linear layer's weight that are perturbed at a time where it has more.
+_TILE = 16 << 20
 
 
 class _Arena:
@@ -100,7 +104,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class ScratchProbe(Probe):
-    """Peak memory over inference: the largest module. See the module's docstring."""
+    """Peak memory over inference: the largest module, of linear layers a tile. See the module's docstring."""
 
     def __init__(self, masters: Masters, live: Sequence[Tensor], module: nn.Module | None) -> None:
         super().__init__(masters, live, module)
@@ -115,6 +119,9 @@ class ScratchProbe(Probe):
         self._swapped: set[int] = set()
         self._visited: set[int] = set()
         self._handles: list[Any] = []
+        #: Layers whose forward is ours during a step, and the one that runs in tiles now.
+        self._wide: list[nn.Linear] = []
+        self._tiled: nn.Module | None = None
         self._stance: Any = None
         index = {id(t): i for i, t in enumerate(self.live)}
         #: Tensors that each module reads in its forward.
@@ -136,6 +143,10 @@ class ScratchProbe(Probe):
         for m in self._units if self._known else self.module.modules():
             self._handles.append(m.register_forward_pre_hook(self._enter, prepend=True))
             self._handles.append(m.register_forward_hook(self._leave, always_call=True))
+        for m in self._units:
+            if type(m) is nn.Linear and m.weight.nbytes > _TILE and "forward" not in m.__dict__:
+                self._wide.append(m)
+                m.forward = partial(self._linear, m)  # type: ignore[method-assign]
         self._stance = hooks_seen()
         self._stance.__enter__()
 
@@ -147,6 +158,9 @@ class ScratchProbe(Probe):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for m in self._wide:
+            del m.forward
+        self._wide.clear()
 
     @contextmanager
     def at(self, eps: float, address: Address) -> Iterator[None]:
@@ -162,6 +176,7 @@ class ScratchProbe(Probe):
                 yield
         finally:
             self._active = False
+            self._tiled = None
             self._frames.clear()
             self._swapped.clear()
             self.restore()
@@ -201,6 +216,10 @@ class ScratchProbe(Probe):
         mark = self._arena.mark()
         self.busy = True
         try:
+            if self._tiles(module, args, ids):
+                self._tiled = module
+                self._visited.update(ids)
+                ids = []
             if ids:
                 views = [self._arena.take(i, self.home[i]) for i in ids]
                 if not self._looked_up(module, args, ids, views, self._eps):
@@ -219,10 +238,9 @@ class ScratchProbe(Probe):
         """A lookup reads a few rows of a large table: only these are perturbed, if nobody else can see the others."""
         if (
             type(module) is not nn.Embedding
-            or not self._known
             or module.max_norm is not None
             or len(ids) != 1
-            or len(module._forward_hooks) + len(module._forward_pre_hooks) != 2
+            or not self._unwatched(module)
             or len(args) != 1
             or not isinstance(args[0], Tensor)
         ):
@@ -230,7 +248,61 @@ class ScratchProbe(Probe):
         rows = torch.unique(args[0]).tolist()
         if len(rows) > min(_ROWS, module.num_embeddings // 8) or (rows and rows[0] < 0):
             return False
-        return self.masters.perturb_rows(views[0], ids[0], rows, eps, self._address)
+        if not self.masters.by_rows(ids[0]):
+            return False
+        self.masters.perturb_rows([(views[0][r], r) for r in rows], ids[0], eps, self._address)
+        return True
+
+    @staticmethod
+    def _unwatched(module: nn.Module) -> bool:
+        """Whether our two hooks are its only ones: others could read the weight."""
+        return len(module._forward_hooks) + len(module._forward_pre_hooks) == 2
+
+    def _tiles(self, module: nn.Module, args: Any, ids: list[int]) -> bool:
+        """Whether this call of a layer can see its weight in parts."""
+        if module not in self._wide or not ids or not self._unwatched(module):
+            return False
+        (weight, *rest), x = ids, args[0] if len(args) == 1 else None
+        return (
+            ids == self._units[module]
+            and self.live[weight] is module.weight
+            and all(self.live[i] is module.bias for i in rest)
+            and isinstance(x, Tensor)
+            and x.dtype == module.weight.dtype
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled(x.device.type)
+            and self.masters.by_rows(weight)
+        )
+
+    def _linear(self, module: nn.Linear, x: Tensor) -> Tensor:
+        """The forward of a wide layer."""
+        if self._tiled is not module:
+            return nn.Linear.forward(module, x)
+        self._tiled = None
+        weight, *rest = self._units[module]
+        bias: Any = module.bias
+        self.busy = True
+        try:
+            mark = self._arena.mark()
+            if rest:
+                bias = self._arena.take(rest[0], self.home[rest[0]])
+                self.masters.perturb([bias], rest, self._eps, self._address)
+            out, n = x.new_empty((x.numel() // x.shape[-1], module.out_features)), module.out_features
+            rows = max(1, _TILE // self.home[weight][0].nbytes)
+            tile = self._arena.take(-1 - weight, self.home[weight][:rows])
+            flat = x.reshape(-1, x.shape[-1])
+            for first in range(0, n, rows):
+                part = tile[: n - first]
+                self.masters.perturb_rows([(part, first)], weight, self._eps, self._address)
+                piece = out[:, first : first + rows]
+                if bias is None:
+                    torch.mm(flat, part.t(), out=piece)
+                else:
+                    torch.addmm(bias[first : first + rows], flat, part.t(), out=piece)
+            self._arena.release(mark)
+        finally:
+            self.busy = False
+        return out.view(*x.shape[:-1], n)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         if not self._active or not self._frames or self._frames[-1][0] is not module:
