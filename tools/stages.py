@@ -121,7 +121,9 @@ DOCS = Stage(
 
 def _pytest(name: str, what: str, arguments: str, minutes: float) -> Stage:
     # Through the pytest program, not `python -m pytest`: the latter would put the source tree on sys.path.
-    return Stage(name, what, f"{BIN}/pytest -q {arguments}", _PYTEST, minutes=minutes)
+    # A file's tests share a process and its fixtures. The processes' threads share the cores: none may spin while it waits.
+    command = f"{BIN}/pytest -q -n {JOBS} --dist loadfile {arguments}"
+    return Stage(name, what, command, _PYTEST, minutes=minutes, environment={"OMP_WAIT_POLICY": "PASSIVE"})
 
 
 PYTEST = _pytest("pytest", "Python tests on the installed package", "-m 'not slow'", 45)

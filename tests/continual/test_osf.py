@@ -31,7 +31,8 @@ def step(model: nn.Module, opt: torch.optim.Optimizer, t: int, d: int = 20) -> N
 def test_the_leading_part_stays_under_any_rule(rule: str) -> None:
     model = net()
     memory = OSF(model, 0.5)
-    assert memory.constraint().bases == {}
+    with pytest.raises(lt.LowtideValueError, match=r"call renew\(\)"):
+        memory.constraint()
     assert memory.renew() == {"0": 10, "1": 6}
     w = model[0].weight.detach().clone()
     u, s, v = torch.linalg.svd(w.double(), full_matrices=False)

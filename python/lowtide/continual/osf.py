@@ -64,7 +64,15 @@ class OSF(Memory):
         return {name: b.shape[0] for name, b in self.left.items()}
 
     def constraint(self) -> NullSpace:
-        """See :class:`Memory`."""
+        """See :class:`Memory`.
+
+        Raises:
+            LowtideValueError: nothing is split yet.
+        """
+        if not self.tasks:
+            raise LowtideValueError(
+                "no weight is split yet, so nothing would stay: call renew() before each task"
+            )
         return NullSpace(
             {
                 layer.weight: [Projection(self.left[name], side="left"), Projection(self.right[name])]
