@@ -11,7 +11,7 @@ STAGES = .venv/bin/python tools/run_stages.py
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-test:  ## everything that must hold: lint, C++ per ISA, sanitizers, NEON, CUDA on the CPU, Python (< 25 minutes)
+test:  ## everything that must hold: lint, C++ per ISA, sanitizers, NEON, CUDA on the CPU, Python (half an hour on 2 cores)
 	tools/setup.sh apt cross counts browser build test peers docs
 	$(STAGES) test
 
@@ -36,7 +36,7 @@ wheel:  ## sdist and repaired wheels in dist, audited and tested in clean enviro
 	.venv/bin/python tools/wheel.py --python "$(or $(PYTHONS),this)" $(if $(CUDA),--cuda) $(WHEEL_ARGS)
 ifeq ($(TESTS),full)
 	tools/setup.sh test peers
-	$(STAGES) nightly --only package,pytest
+	$(STAGES) nightly --only package,pytest,pytest-clock
 endif
 
 lint:  ## ruff, clang-format, mypy --strict, SPDX lines, file lengths, kernel stems, stub drift

@@ -119,23 +119,32 @@ DOCS = Stage(
 )
 
 
-def _pytest(name: str, what: str, arguments: str, minutes: float) -> Stage:
+# Elections and time limits by the clock: these tests have the machine for themselves.
+_BY_THE_CLOCK = ("tests/spsa/comm", "tests/spsa/faults")
+
+
+def _pytest(marks: str, minutes: float) -> tuple[Stage, ...]:
     # Through the pytest program, not `python -m pytest`: the latter would put the source tree on sys.path.
     # A file's tests share a process and its fixtures. The processes' threads share the cores: none may spin while it waits.
-    command = f"{BIN}/pytest -q -n {JOBS} --dist loadfile {arguments}"
-    return Stage(name, what, command, _PYTEST, minutes=minutes, environment={"OMP_WAIT_POLICY": "PASSIVE"})
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"}
+    slow = ", slow ones too" if "or" in marks else ""
+    others = f"-n {JOBS} --dist loadfile " + " ".join(f"--ignore={folder}" for folder in _BY_THE_CLOCK)
+    return tuple(
+        Stage(
+            name, what + slow, f"{BIN}/pytest -q -m '{marks}' {which}", _PYTEST, _always, minutes, environment
+        )
+        for name, what, which in (
+            ("pytest", "Python tests on the installed package", others),
+            ("pytest-clock", "tests of processes that elect and time out", " ".join(_BY_THE_CLOCK)),
+        )
+    )
 
-
-PYTEST = _pytest("pytest", "Python tests on the installed package", "-m 'not slow'", 45)
-PYTEST_ALL = _pytest(
-    "pytest", "Python tests on the installed package, slow ones too", "-m 'slow or not slow'", 120
-)
 
 _COMMON = (LINT, MYPY, CPP, BENCH, COUNTS, ASAN, TSAN, NEON, CUDA, PACKAGE, STUBS, DOCS)
 
 SUITES: dict[str, tuple[Stage, ...]] = {
     "lint": (LINT, MYPY, PACKAGE, STUBS),
     "docs": (PACKAGE, DOCS),
-    "test": (*_COMMON, PYTEST),
-    "nightly": (*_COMMON, PYTEST_ALL),
+    "test": (*_COMMON, *_pytest("not slow", 45)),
+    "nightly": (*_COMMON, *_pytest("slow or not slow", 120)),
 }

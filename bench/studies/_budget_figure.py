@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of memory_budgets.py: the loss each method reaches in a budget, and how it gets there."""
+"""The picture and the table of memory_budgets.py: the loss each method reaches in a budget, and how it gets there."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+GIB = 1 << 30
 
 
 def draw(rows: list[dict[str, Any]], minutes: float, path: Path) -> None:
@@ -25,7 +28,7 @@ def draw(rows: list[dict[str, Any]], minutes: float, path: Path) -> None:
         fitted = sorted((r for r in mine if r["run"]), key=lambda r: r["run"]["val_loss_after"])
         for rank, r in enumerate(fitted):
             x, y = zip(*r["run"]["course"], strict=True)
-            line = f"{r['label']}  {r['run']['val_loss_after']:.3f}, {r['run']['memory'] / 1e9:.2f} GB"
+            line = f"{r['label']}  {r['run']['val_loss_after']:.3f}, {r['run']['memory'] / GIB:.2f} GiB"
             axis.plot(
                 x,
                 y,
@@ -48,10 +51,42 @@ def draw(rows: list[dict[str, Any]], minutes: float, path: Path) -> None:
                 color="0.35",
                 va="bottom",
             )
-        axis.set(title=f"{budget:g} GB", xlabel="minutes of training", xlim=(0, minutes * 1.03))
+        axis.set(title=f"{budget:g} GiB", xlabel="minutes of training", xlim=(0, minutes * 1.03))
         axis.grid(alpha=0.25)
         axis.legend(fontsize=7.5, frameon=False, loc="upper right")
     axes[0][0].set_ylabel("validation loss (nats per token)")
     fig.suptitle("SmolLM2-135M on Shakespeare, every parameter trained: what a memory budget buys")
     fig.savefig(path, dpi=130)
     plt.close(fig)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The same in Markdown, a table a budget, best first."""
+    blocks = []
+    for budget in sorted({r["budget"] for r in rows}, reverse=True):
+        mine = [r for r in rows if r["budget"] == budget]
+        fitted = sorted((r for r in mine if r["run"]), key=lambda r: r["run"]["val_loss_after"])
+        lines = [
+            f"**{budget:g} GiB**",
+            "",
+            "| method | loss | memory | steps x batch | learning rate | how it fits |",
+            "|---|---|---|---|---|---|",
+        ]
+        for r in fitted:
+            run = r["run"]
+            lines.append(
+                f"| {r['label']} | {run['val_loss_after']:.4f} | {run['memory'] / GIB:.2f} GiB | {run['steps']} x {run['batch']} "
+                f"| {run['lr']:g} | {_how(run['flags'])} |"
+            )
+        left_out = [r["label"] for r in mine if not r["run"]]
+        blocks.append("\n".join([*lines, *(["", f"Do not fit: {', '.join(left_out)}."] if left_out else [])]))
+    return "\n\n".join(blocks)
+
+
+def _how(flags: list[str]) -> str:
+    said = []
+    if ("--in-backward", "on") in pairwise(flags):
+        said.append("updates in the backward pass")
+    if "--gradient-checkpointing" in flags:
+        said.append("activations again")
+    return ", ".join(said)

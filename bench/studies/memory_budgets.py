@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which method for 2, 1 and 0.6 GB? Ten methods fine-tune SmolLM2-135M on Shakespeare from one start.
+"""Which method for 2, 1 and 0.6 GiB? Ten methods fine-tune SmolLM2-135M on Shakespeare from one start.
 
-    python bench/studies/memory_budgets.py [--minutes M] [--only NAME,...] [--budgets GB,...] [--out DIR] [--prepare] [--no-save]
+    python bench/studies/memory_budgets.py [--minutes M] [--only NAME,...] [--budgets GIB,...] [--out DIR] [--prepare] [--no-save]
 
 For each method and budget the first setting of a ladder is taken whose measured peak fits: whole gradients, updates
 within the backward pass, activations computed again, smaller batches. Learning rates come from a sweep of short runs.
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _budget_figure import draw
+from _budget_figure import GIB, draw, table
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -36,10 +36,10 @@ from run_benches import environment, save  # noqa: E402
 
 SEQ = 128
 PROBE_STEPS = 3  # of the measurement of memory
-PACE_STEPS = 6
-SWEEP_STEPS = 20
+PACE_STEPS = 5
+SWEEP_STEPS = 16
 EVALUATIONS = 4  # of a run, after the one before its first step
-SWEEP_WINDOWS, RUN_WINDOWS = 32, 64  # of SEQ tokens, in a validation
+SWEEP_WINDOWS, RUN_WINDOWS = 32, 48  # of SEQ tokens, in a validation
 LOW_RANK = ("--rank", "64", "--update-proj-gap", "50")
 RECOMPUTE = ("--gradient-checkpointing",)
 LAYERWISE = ("--in-backward", "on")
@@ -190,9 +190,12 @@ class Study:
         )
 
     def rate(self, entry: Entry, batch: int, flags: tuple[str, ...]) -> tuple[float, dict[str, float]]:
-        """The best learning rate of short runs at a setting, and the losses of all."""
+        """The best learning rate of short runs at a setting, and the losses of all; the least rate is tried where the largest is not best."""
+        least, middle, largest = entry.rates
         losses = {}
-        for lr in entry.rates:
+        for lr in (middle, largest, least):
+            if lr == least and len(losses) == 2 and losses[f"{largest:g}"] < losses[f"{middle:g}"]:
+                break
             options = {
                 "steps": SWEEP_STEPS,
                 "eval_every": SWEEP_STEPS,
@@ -244,9 +247,9 @@ def setting(kind: str, entry: Entry, batch: int, flags: tuple[str, ...]) -> str:
 def rows(study: Study, names: list[str], budgets: list[float]) -> list[dict[str, Any]]:
     found = []
     for budget in budgets:
-        print(f"{budget:g} GB", flush=True)
+        print(f"{budget:g} GiB", flush=True)
         for name in names:
-            run = study.fit(METHODS[name], budget * 1e9)
+            run = study.fit(METHODS[name], budget * GIB)
             found.append({"budget": budget, "method": name, "label": METHODS[name].label, "run": run})
             if run is None:
                 print(
@@ -255,7 +258,7 @@ def rows(study: Study, names: list[str], budgets: list[float]) -> list[dict[str,
                 )
                 continue
             print(
-                f"    {METHODS[name].label:<14} {run['val_loss_before']:.4f} -> {run['val_loss_after']:.4f}  {run['memory'] / 1e9:.2f} GB  "
+                f"    {METHODS[name].label:<14} {run['val_loss_before']:.4f} -> {run['val_loss_after']:.4f}  {run['memory'] / GIB:.2f} GiB  "
                 f"{run['steps']} steps of {run['batch']} x {SEQ} in {run['minutes']:.1f} min  {' '.join(run['flags'])}",
                 flush=True,
             )
@@ -271,15 +274,19 @@ def main() -> int:
     parser.add_argument(
         "--only", type=split, default=list(METHODS), help=f"methods (default: {','.join(METHODS)})"
     )
-    parser.add_argument("--budgets", type=split, default=["2", "1", "0.6"], help="in GB (default 2,1,0.6)")
+    parser.add_argument("--budgets", type=split, default=["2", "1", "0.6"], help="in GiB (default 2,1,0.6)")
     parser.add_argument(
         "--out", default="build/memory-budgets", help="where runs are kept (default %(default)s)"
     )
     parser.add_argument(
         "--prepare", action="store_true", help="only the probes of memory and the sweeps of rates"
     )
+    parser.add_argument("--table", action="store_true", help="only print the tables of the committed results")
     parser.add_argument("--no-save", action="store_true", help="leave the committed results and figure alone")
     args = parser.parse_args()
+    if args.table:
+        print(table(json.loads((ROOT / "bench/results/memory_budgets.json").read_text())["rows"]))
+        return 0
     unknown = set(args.only) - set(METHODS)
     if unknown:
         parser.error(f"no method {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
