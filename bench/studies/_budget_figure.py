@@ -51,9 +51,9 @@ def draw(rows: list[dict[str, Any]], minutes: float, path: Path) -> None:
                 color="0.35",
                 va="bottom",
             )
-        axis.set(title=f"{budget:g} GiB", xlabel="minutes of training", xlim=(0, minutes * 1.03))
+        axis.set(title=f"{budget:g} GiB", xlabel="minutes of training", xlim=(0, minutes * 1.08))
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=7.5, frameon=False, loc="upper right")
+        axis.legend(fontsize=7.5, framealpha=1, edgecolor="1", loc="center right", bbox_to_anchor=(1.0, 0.45))
     axes[0][0].set_ylabel("validation loss (nats per token)")
     fig.suptitle("SmolLM2-135M on Shakespeare, every parameter trained: what a memory budget buys")
     fig.savefig(path, dpi=130)

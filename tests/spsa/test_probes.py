@@ -252,6 +252,7 @@ def test_a_wide_head_is_perturbed_tile_by_tile(
             torch.testing.assert_close(got, expected, rtol=tolerance, atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(before, bits(model), strict=True))
     assert "forward" not in model.head.__dict__
+    assert opt.state_bytes()["probe"] <= tile + 4096
 
 
 @pytest.mark.parametrize("why", ["hook", "grad", "autocast", "replaced forward"])

@@ -37,6 +37,8 @@ class _Arena:
     def __init__(self) -> None:
         self.buffer = torch.empty(0, dtype=torch.uint8)
         self.top = self.peak = 0
+        #: Bytes that were ever written, and those of the top tensor that are not: pages that nobody touches take no memory.
+        self.written = self.spared = 0
         self._views: dict[tuple[int, int], Tensor] = {}
         self._extra: list[Tensor] = []
 
@@ -61,6 +63,7 @@ class _Arena:
 
     def release(self, mark: tuple[int, int]) -> None:
         """Give back what was taken since ``mark``: tensors that did not fit are freed, or the first evaluation would hold the model twice."""
+        self.written, self.spared = max(self.written, self.top - self.spared), 0
         self.top = mark[0]
         del self._extra[mark[1] :]
 
@@ -204,8 +207,8 @@ class ScratchProbe(Probe):
         return self._again
 
     def nbytes(self) -> int:
-        """Bytes of the buffer."""
-        return self._arena.buffer.nbytes
+        """Bytes of the buffer that are in use: of an embedding the rows that were looked up."""
+        return min(self._arena.written, self._arena.buffer.nbytes)
 
     # ------------------------------------------------------------------ hooks
 
@@ -251,6 +254,7 @@ class ScratchProbe(Probe):
         if not self.masters.by_rows(ids[0]):
             return False
         self.masters.perturb_rows([(views[0][r], r) for r in rows], ids[0], eps, self._address)
+        self._arena.spared = (len(views[0]) - len(rows)) * views[0][0].nbytes
         return True
 
     @staticmethod
