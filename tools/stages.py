@@ -123,15 +123,15 @@ DOCS = Stage(
 _BY_THE_CLOCK = ("tests/spsa/comm", "tests/spsa/faults")
 
 
-def _pytest(marks: str, minutes: float) -> tuple[Stage, ...]:
+def _pytest(minutes: float, *, slow: bool) -> tuple[Stage, ...]:
     # Through the pytest program, not `python -m pytest`: the latter would put the source tree on sys.path.
     # A file's tests share a process and its fixtures. The processes' threads share the cores: none may spin while it waits.
     environment = {"OMP_WAIT_POLICY": "PASSIVE"}
-    slow = ", slow ones too" if "or" in marks else ""
+    marks, too = ("slow or not slow", ", slow ones too") if slow else ("not slow", "")
     others = f"-n {JOBS} --dist loadfile " + " ".join(f"--ignore={folder}" for folder in _BY_THE_CLOCK)
     return tuple(
         Stage(
-            name, what + slow, f"{BIN}/pytest -q -m '{marks}' {which}", _PYTEST, _always, minutes, environment
+            name, what + too, f"{BIN}/pytest -q -m '{marks}' {which}", _PYTEST, _always, minutes, environment
         )
         for name, what, which in (
             ("pytest", "Python tests on the installed package", others),
@@ -145,6 +145,6 @@ _COMMON = (LINT, MYPY, CPP, BENCH, COUNTS, ASAN, TSAN, NEON, CUDA, PACKAGE, STUB
 SUITES: dict[str, tuple[Stage, ...]] = {
     "lint": (LINT, MYPY, PACKAGE, STUBS),
     "docs": (PACKAGE, DOCS),
-    "test": (*_COMMON, *_pytest("not slow", 45)),
-    "nightly": (*_COMMON, *_pytest("slow or not slow", 120)),
+    "test": (*_COMMON, *_pytest(45, slow=False)),
+    "nightly": (*_COMMON, *_pytest(120, slow=True)),
 }

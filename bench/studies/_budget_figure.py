@@ -10,6 +10,16 @@ from typing import Any
 GIB = 1 << 30
 
 
+def _panels(rows: list[dict[str, Any]]) -> list[tuple[float, list[dict[str, Any]], list[str]]]:
+    """By budget, the largest first: rows that fit, best first, and the labels of those that do not."""
+    panels = []
+    for budget in sorted({r["budget"] for r in rows}, reverse=True):
+        mine = [r for r in rows if r["budget"] == budget]
+        fitted = sorted((r for r in mine if r["run"]), key=lambda r: r["run"]["val_loss_after"])
+        panels.append((budget, fitted, [r["label"] for r in mine if not r["run"]]))
+    return panels
+
+
 def draw(rows: list[dict[str, Any]], minutes: float, path: Path) -> None:
     """A panel a budget: validation loss over minutes of training, methods named at the end of their line, best first."""
     import matplotlib
@@ -19,13 +29,11 @@ def draw(rows: list[dict[str, Any]], minutes: float, path: Path) -> None:
 
     labels = list(dict.fromkeys(r["label"] for r in rows))
     colours = dict(zip(labels, plt.get_cmap("tab10").colors, strict=False))
-    budgets = sorted({r["budget"] for r in rows}, reverse=True)
+    panels = _panels(rows)
     fig, axes = plt.subplots(
-        1, len(budgets), figsize=(4.6 * len(budgets), 4.8), sharey=True, squeeze=False, layout="constrained"
+        1, len(panels), figsize=(4.6 * len(panels), 4.8), sharey=True, squeeze=False, layout="constrained"
     )
-    for axis, budget in zip(axes[0], budgets, strict=True):
-        mine = [r for r in rows if r["budget"] == budget]
-        fitted = sorted((r for r in mine if r["run"]), key=lambda r: r["run"]["val_loss_after"])
+    for axis, (budget, fitted, left_out) in zip(axes[0], panels, strict=True):
         for rank, r in enumerate(fitted):
             x, y = zip(*r["run"]["course"], strict=True)
             line = f"{r['label']}  {r['run']['val_loss_after']:.3f}, {r['run']['memory'] / GIB:.2f} GiB"
@@ -38,7 +46,6 @@ def draw(rows: list[dict[str, Any]], minutes: float, path: Path) -> None:
                 markersize=3,
                 label=line,
             )
-        left_out = [r["label"] for r in mine if not r["run"]]
         if left_out:
             half = (len(left_out) + 1) // 2
             lines = [", ".join(part) for part in (left_out[:half], left_out[half:]) if part]
@@ -63,9 +70,7 @@ def draw(rows: list[dict[str, Any]], minutes: float, path: Path) -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """The same in Markdown, a table a budget, best first."""
     blocks = []
-    for budget in sorted({r["budget"] for r in rows}, reverse=True):
-        mine = [r for r in rows if r["budget"] == budget]
-        fitted = sorted((r for r in mine if r["run"]), key=lambda r: r["run"]["val_loss_after"])
+    for budget, fitted, left_out in _panels(rows):
         lines = [
             f"**{budget:g} GiB**",
             "",
@@ -78,7 +83,6 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"| {r['label']} | {run['val_loss_after']:.4f} | {run['memory'] / GIB:.2f} GiB | {run['steps']} x {run['batch']} "
                 f"| {run['lr']:g} | {_how(run['flags'])} |"
             )
-        left_out = [r["label"] for r in mine if not r["run"]]
         blocks.append("\n".join([*lines, *(["", f"Do not fit: {', '.join(left_out)}."] if left_out else [])]))
     return "\n\n".join(blocks)
 

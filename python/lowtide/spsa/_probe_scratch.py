@@ -243,6 +243,7 @@ class ScratchProbe(Probe):
             type(module) is not nn.Embedding
             or module.max_norm is not None
             or len(ids) != 1
+            or not self.masters.by_rows(ids[0])
             or not self._unwatched(module)
             or len(args) != 1
             or not isinstance(args[0], Tensor)
@@ -250,8 +251,6 @@ class ScratchProbe(Probe):
             return False
         rows = torch.unique(args[0]).tolist()
         if len(rows) > min(_ROWS, module.num_embeddings // 8) or (rows and rows[0] < 0):
-            return False
-        if not self.masters.by_rows(ids[0]):
             return False
         self.masters.perturb_rows([(views[0][r], r) for r in rows], ids[0], eps, self._address)
         self._arena.spared = (len(views[0]) - len(rows)) * views[0][0].nbytes
